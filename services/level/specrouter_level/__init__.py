@@ -1,0 +1,1 @@
+"""A level: one model of the family behind the one call, ``Extend``."""

@@ -1,0 +1,1 @@
+"""The router: drives the levels of a family and answers clients."""
