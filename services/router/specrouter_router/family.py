@@ -1,0 +1,184 @@
+"""The family file: which levels work together, and the chain they form.
+
+    name: demo                  # the model name clients use
+    tokenizer: DIR              # tokenizer.json, chat template; "bytes": ids are bytes, for stub levels
+    levels:                     # lowest first; the last one is the target
+      - {name: draft, engine: ngram, address: "127.0.0.1:7101"}
+      - {name: target, engine: torch, model: DIR, dtype: float32, address: "127.0.0.1:7102"}
+    chain:
+      mode: overlapped          # or lockstep
+      windows: {draft: 4, target: 8}
+      lookahead: 16
+
+Unknown fields are errors, so that a typing mistake never passes silently.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+MAX_LEVELS = 8
+BYTES = "bytes"  # the tokenizer of stub levels
+LOWER_WINDOW = 4  # tokens; window of a level that the file doesn't give one
+TARGET_WINDOW = 8
+
+# Fields that only make sense for some engines; every other field is for all.
+ENGINE_FIELDS = {
+    "torch": frozenset({"model", "dtype", "quantization", "device", "threads", "exactness"}),
+    "ngram": frozenset[str](),
+    "stub": frozenset({"agreement", "step_ms"}),
+}
+
+
+FIELD_FIRST = re.compile(r"[a-z0-9_.-]+: ")
+
+
+class FamilyError(ValueError):
+    """A family file that can't be used. The message names the file and the field."""
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError(f"must be host:port, got {value!r}")
+    return value
+
+
+def _curve(value: str) -> str:
+    last = 0
+    for point in value.split(","):
+        rows, colon, milliseconds = point.partition(":")
+        try:
+            right = bool(colon) and int(rows) > last and 0 <= float(milliseconds) <= 60_000
+        except ValueError:
+            right = False
+        if not right:
+            raise ValueError(f'must be points rows:milliseconds with growing rows, as "1:2.5,8:3.0", got {value!r}')
+        last = int(rows)
+    return value
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
+Window = Annotated[int, Field(ge=1, le=64)]
+
+
+class Spec(BaseModel):
+    """What all parts of the file share: no unknown fields, no coercion, no change afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class LevelSpec(Spec):
+    """One level. What is left out is the level's own default."""
+
+    name: Name
+    engine: Literal["torch", "ngram", "stub"] = "torch"
+    address: Annotated[str, AfterValidator(_address)] | None = None  # gRPC, host:port
+    model: Annotated[str, StringConstraints(min_length=1)] | None = None  # directory or Hugging Face repository id
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    quantization: Literal["none", "int8", "int4"] | None = None  # of the weights
+    device: Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    exactness: Literal["shape", "bitwise"] | None = None
+    max_length: Annotated[int, Field(ge=2, le=1_048_576)] | None = None  # tokens of one sequence
+    slots: Annotated[int, Field(ge=1, le=4096)] | None = None  # sequences held at once
+    agreement: Annotated[float, Field(ge=0, le=1)] | None = None  # with the target's language; 1 is the target
+    step_ms: Annotated[str, AfterValidator(_curve)] | None = None  # step-time curve, "rows:milliseconds,..."
+
+    @model_validator(mode="after")
+    def _fits_engine(self) -> Self:
+        for engine, fields in ENGINE_FIELDS.items():
+            for name in sorted(fields - ENGINE_FIELDS[self.engine]):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}: is for engine {engine}, but this level's engine is {self.engine}")
+        if self.engine == "torch" and self.model is None:
+            raise ValueError("model: required for engine torch")
+        return self
+
+
+class ChainSpec(Spec):
+    """How the levels work together. In a loaded family, ``windows`` has an entry for every level."""
+
+    mode: Literal["overlapped", "lockstep"] = "overlapped"
+    windows: dict[str, Window] = Field(default_factory=dict)  # lowest: tokens drawn per call; others: proposals taken
+    lookahead: Annotated[int, Field(ge=1, le=256)] = 16  # tokens the lowest level may run ahead of the committed text
+
+
+class Family(Spec):
+    """The levels that work together, lowest first; the last is the target."""
+
+    name: Name
+    tokenizer: Annotated[str, StringConstraints(min_length=1)]
+    levels: Annotated[list[LevelSpec], Field(min_length=1, max_length=MAX_LEVELS)]
+    chain: ChainSpec = Field(default_factory=ChainSpec)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [level.name for level in self.levels]
+        for i, name in enumerate(names):
+            if name in names[:i]:
+                raise ValueError(f"levels.{i}.name: {name!r} is used twice")
+        for name in self.chain.windows:
+            if name not in names:
+                raise ValueError(f"chain.windows.{name}: no level has this name (levels: {', '.join(names)})")
+        last = len(names) - 1
+        if self.target.engine == "ngram":
+            raise ValueError(f"levels.{last}.engine: ngram can't be the target, it has no text of its own")
+        if self.target.agreement not in (None, 1.0):
+            raise ValueError(f"levels.{last}.agreement: the target agrees with itself, leave it out")
+        if (self.tokenizer == BYTES) != (self.target.engine == "stub"):
+            raise ValueError(f"tokenizer: {BYTES!r} is for families whose target is a stub, and only for them")
+        for name in names:
+            self.chain.windows.setdefault(name, TARGET_WINDOW if name == names[last] else LOWER_WINDOW)
+        return self
+
+    @property
+    def target(self) -> LevelSpec:
+        """The level whose text the client gets."""
+        return self.levels[-1]
+
+
+def _explain(error: ValidationError) -> str:
+    """One ``field: what is wrong`` per fault."""
+    faults = []
+    for fault in error.errors(include_url=False):
+        where = ".".join(str(part) for part in fault["loc"])
+        what = str(fault["msg"]).removeprefix("Value error, ")
+        if fault["type"] == "string_pattern_mismatch":
+            what = f"{fault['input']!r} doesn't match {fault['ctx']['pattern']}"
+        elif fault["type"] == "extra_forbidden":
+            what = "unknown field"
+        elif fault["type"] == "string_type" and where.endswith("step_ms"):
+            what = 'must be a quoted string, as "1:2.5" (YAML takes 1:2.5 for a number)'
+        named = fault["type"] == "value_error" and FIELD_FIRST.match(what)  # by a validator of several fields
+        faults.append(f"{where}{'.' if named else ': '}{what}" if where else what)
+    return "; ".join(faults)
+
+
+def parse(text: str, source: str) -> Family:
+    """The family that ``text`` (YAML) describes. Raises FamilyError, which begins with ``source``."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise FamilyError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise FamilyError(f"{source}: must be a mapping with name, tokenizer, levels and chain")
+    try:
+        return Family.model_validate(data)
+    except ValidationError as error:
+        raise FamilyError(f"{source}: {_explain(error)}") from error
+
+
+def load(path: Path | str) -> Family:
+    """Reads a family file. Raises FamilyError that names the file and the field."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FamilyError(f"{path}: can't be read: {error}") from error
+    return parse(text, str(path))
