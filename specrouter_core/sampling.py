@@ -96,9 +96,7 @@ def penalise(
     return out
 
 
-def survivors(
-    logits: NDArray[np.float32], sampling: Sampling
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def survivors(logits: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Steps 3 to 6 at a temperature above 0.
 
     Returns the surviving ids, ascending, and their tempered logits, float64.
@@ -119,9 +117,7 @@ def survivors(
     return ids, scaled[ids]
 
 
-def draw(
-    logits: NDArray[np.float32], text: Sequence[int], prompt_length: int, sampling: Sampling
-) -> int:
+def draw(logits: NDArray[np.float32], text: Sequence[int], prompt_length: int, sampling: Sampling) -> int:
     """The token at position ``len(text)``. ``logits``: float32 [vocabulary], for the text before it."""
     out = penalise(logits, text, prompt_length, sampling)
     if sampling.temperature == 0:

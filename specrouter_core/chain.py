@@ -1,0 +1,53 @@
+"""The chain a sequence uses: which levels, how far each guesses, and whether they overlap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_LEVELS = 8
+MAX_WINDOW = 64
+MAX_LOOKAHEAD = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A chain with its windows. Raises ValueError that begins with the field's name.
+
+    ``levels`` are names, lowest first; the last is the target. ``windows[i]`` is, for the lowest
+    level, how many tokens it draws in one call; for every other, how many proposals it takes in
+    one call. ``lookahead`` bounds how many tokens any level's text may run ahead of the committed one.
+    """
+
+    levels: tuple[str, ...]
+    windows: tuple[int, ...]
+    lookahead: int = 16
+    overlapped: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.levels) <= MAX_LEVELS:
+            raise ValueError(f"levels: 1 to {MAX_LEVELS} are needed, got {len(self.levels)}")
+        if len(set(self.levels)) != len(self.levels):
+            raise ValueError(f"levels: names must differ, got {', '.join(self.levels)}")
+        if len(self.windows) != len(self.levels):
+            raise ValueError(f"windows: one per level is needed, got {len(self.windows)} for {len(self.levels)}")
+        if not all(1 <= w <= MAX_WINDOW for w in self.windows):
+            raise ValueError(f"windows: must be 1 to {MAX_WINDOW}, got {self.windows}")
+        if not 1 <= self.lookahead <= MAX_LOOKAHEAD:
+            raise ValueError(f"lookahead: must be 1 to {MAX_LOOKAHEAD}, got {self.lookahead}")
+
+    @property
+    def target(self) -> str:
+        """The level whose draws are committed."""
+        return self.levels[-1]
+
+    def without(self, level: str) -> Plan:
+        """The same plan with one level below the target left out."""
+        if level == self.target:
+            raise ValueError(f"levels: the target {level} cannot be left out")
+        keep = [i for i, name in enumerate(self.levels) if name != level]
+        return Plan(
+            levels=tuple(self.levels[i] for i in keep),
+            windows=tuple(self.windows[i] for i in keep),
+            lookahead=self.lookahead,
+            overlapped=self.overlapped,
+        )

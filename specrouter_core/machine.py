@@ -1,0 +1,478 @@
+"""The speculation of one sequence: a state machine without I/O, clock or threads.
+
+Theory. Every level is one function: given a text, it draws the next token with noise that
+depends only on seed and position (noise.py). Level i holds a text T(i), all of it its own draws
+after what the level above has settled; the target's text is the committed one.
+
+    Invariant:   T(i) extends T(i+1), for every level i below the target.
+
+A call asks level i to go on from T(i), offering T(i-1) beyond T(i) as proposals. Its reply is a
+piece of the one text the level would draw anyway, so a reply can never be wrong, only useless:
+it is used when it extends T(i+1) and is longer than T(i), and dropped else. Hence late,
+repeated and partial replies need no special case. When T(i) grows, each lower level either extends
+it already and goes on, or is rolled back to it. Only the target's replies commit, each starts at
+the committed text, and all committed tokens are its own draws: the output is that of the target
+alone.
+
+Who is called when:
+- lock-step: one call at a time. A level is called when it can be offered a full window, or when
+  the level below has no more to offer; else the level below is called first.
+- overlapped: one call in flight per level. The lowest level draws up to ``lookahead`` tokens beyond the
+  committed text; every other is called as soon as it can be offered a proposal, or when nothing
+  below it can offer one.
+
+Progress: whenever nothing is in flight and the sequence has not ended, some call is due (the lowest level
+that is not mute, or else the one above it), and every answered call of the target commits a token.
+A level that fails ``FAILURES`` times in a row, or for good, leaves the chain; the target's
+failure ends the sequence.
+
+A chain of one level is the target alone; its window is the tokens drawn in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from specrouter_core.chain import Plan
+
+FAILURES = 3
+REMEMBERED = 16  # abandoned calls whose late reply may still be used
+
+Reason = Literal["stop", "length", "cancelled", "error"]
+
+
+# Events: what happened.
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """All draws of a call so far, from its first."""
+
+    call: int
+    tokens: Sequence[int]
+    done: bool  # nothing more of this call will come
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A call will not be answered (a reply may still come late)."""
+
+    call: int
+    fatal: bool = False  # the level is gone: do not try it again
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replan:
+    """Use another chain from now on; the target stays the same."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody wants the rest."""
+
+
+Event = Reply | Failed | Replan | Cancel
+
+
+# Actions: what to do.
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Ask ``level`` how its text goes on after ``committed[:base] + ahead``."""
+
+    level: str
+    call: int
+    base: int
+    ahead: tuple[int, ...]
+    proposals: tuple[int, ...]
+    more: int
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """The answer to this call has become useless."""
+
+    level: str
+    call: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """These tokens are final. ``start`` is the absolute position of the first."""
+
+    start: int
+    tokens: tuple[int, ...]
+    origins: tuple[str, ...]  # per token, the level that first proposed it
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A level left the chain because it failed."""
+
+    level: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The sequence has ended; nothing follows."""
+
+    reason: Reason
+    why: str = ""
+
+
+Action = Call | Withdraw | Commit | Lost | Finish
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one level did for this sequence, in calls and tokens."""
+
+    calls: int = 0
+    drawn: int = 0
+    offered: int = 0
+    accepted: int = 0
+    committed: int = 0
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A call and what is known of its answer."""
+
+    level: str
+    base: int  # length of the committed text when it was sent
+    ahead: tuple[int, ...]
+    proposals: tuple[int, ...]
+    more: int
+    tokens: Sequence[int] = ()
+
+    @property
+    def asked(self) -> int:
+        return len(self.proposals) + 1 + self.more
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One level's text beyond the committed one, and its call in flight."""
+
+    level: str
+    window: int
+    ahead: list[int] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    flight: int | None = None
+    dry: bool = False  # it had no more to offer at the end of this very text
+    failures: int = 0
+
+    def become(self, ahead: Sequence[int], origins: Sequence[str]) -> None:
+        self.ahead, self.origins, self.dry = list(ahead), list(origins), False
+
+
+class Machine:
+    """The chain of one sequence. Feed events to ``receive``; carry out the actions in their order.
+
+    ``prompt`` and ``generated`` (of a sequence that is taken over) are token ids; ``limit`` is the total length
+    at which the text ends; a drawn id of ``stop_ids`` ends it too.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        prompt: Sequence[int],
+        *,
+        limit: int,
+        stop_ids: frozenset[int] = frozenset(),
+        generated: Sequence[int] = (),
+    ) -> None:
+        if not prompt:
+            raise ValueError("prompt: must not be empty")
+        if limit <= len(prompt):
+            raise ValueError(f"limit: must exceed the prompt's {len(prompt)} tokens, got {limit}")
+        self.plan = plan
+        self.prompt_length = len(prompt)
+        self.committed: list[int] = [*prompt, *generated]
+        self.limit = limit
+        self.stop_ids = stop_ids
+        self.finished: Finish | None = None
+        self.rounds = 0
+        self.tallies: dict[str, Tally] = {name: Tally() for name in plan.levels}
+        self.lost: list[str] = []
+        self._lanes = [_Lane(name, window) for name, window in zip(plan.levels, plan.windows, strict=True)]
+        self._flights: dict[int, _Flight] = {}  # in flight, and a few abandoned; by call
+        self._calls = 0
+        self._actions: list[Action] = []
+
+    def start(self) -> list[Action]:
+        """The first calls."""
+        self._end_if_complete()
+        return self._settle()
+
+    def receive(self, event: Event) -> list[Action]:
+        """Take one event; returns the actions that follow. After the end there are none."""
+        if self.finished is None:
+            match event:
+                case Reply():
+                    self._reply(event)
+                case Failed():
+                    self._failed(event)
+                case Replan():
+                    self._replan(event.plan)
+                case Cancel():
+                    self._finish("cancelled")
+        return self._settle()
+
+    # What a reply means.
+
+    def _reply(self, event: Reply) -> None:
+        flight = self._flights.get(event.call)
+        i = self._index(flight.level) if flight else None
+        if flight is None or i is None:
+            return
+        lane = self._lanes[i]
+        tokens = self._cut(event.tokens[: flight.asked])
+        news = len(tokens) > len(flight.tokens)
+        if news:
+            flight.tokens = tokens
+        closes = event.done and lane.flight == event.call
+        if closes:
+            lane.flight = None
+            del self._flights[event.call]
+            self._count(flight)
+        if news:
+            self._absorb(i, flight)
+        if closes and self.finished is None:
+            self._closed(i, flight)
+
+    def _closed(self, i: int, flight: _Flight) -> None:
+        """A call in flight was answered in full."""
+        lane = self._lanes[i]
+        lowest_of_several = i == 0 and len(self._lanes) > 1
+        if not flight.tokens and not lowest_of_several:
+            self._count_failure(i, fatal=False, why="an answer without a token")
+            return
+        lane.failures = 0
+        lane.dry = i == 0 and len(flight.tokens) < flight.asked and self._beyond_committed(flight) == lane.ahead
+
+    def _cut(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Nothing follows a stop id."""
+        for n, token in enumerate(tokens):
+            if token in self.stop_ids:
+                return tokens[: n + 1]
+        return tokens
+
+    def _count(self, flight: _Flight) -> None:
+        tally = self.tallies[flight.level]
+        tally.drawn += len(flight.tokens)
+        tally.offered += min(len(flight.proposals), len(flight.tokens))
+        for drawn, proposed in zip(flight.tokens, flight.proposals, strict=False):
+            if drawn != proposed:
+                break
+            tally.accepted += 1
+
+    def _beyond_committed(self, flight: _Flight) -> list[int] | None:
+        """The text this call's answer makes, as tokens beyond today's committed text; None if it does not extend it."""
+        text = [*flight.ahead, *flight.tokens]
+        settled = self.committed[flight.base :]
+        return text[len(settled) :] if text[: len(settled)] == settled else None
+
+    def _absorb(self, i: int, flight: _Flight) -> None:
+        """Make the answer level i's text if it extends the level above's and is news."""
+        text = self._beyond_committed(flight)
+        lane = self._lanes[i]
+        if text is None or len(text) <= len(lane.ahead):
+            return
+        if i + 1 < len(self._lanes):
+            above = self._lanes[i + 1].ahead
+            if text[: len(above)] != above:
+                return
+        origins = self._origins(i, text)
+        if i + 1 == len(self._lanes):
+            self._commit(text, origins)
+        else:
+            lane.become(text, origins)
+        self._roll_back(i)
+
+    def _origins(self, i: int, text: Sequence[int]) -> list[str]:
+        """Per token of level i's new text, who proposed it first: the lowest level whose text had it."""
+        below = self._lanes[i - 1] if i > 0 else self._lanes[i]
+        same = 0
+        while same < min(len(text), len(below.ahead)) and text[same] == below.ahead[same]:
+            same += 1
+        return below.origins[:same] + [self._lanes[i].level] * (len(text) - same)
+
+    def _commit(self, tokens: list[int], origins: list[str]) -> None:
+        room = self.limit - len(self.committed)
+        tokens, origins = tokens[:room], origins[:room]
+        self._actions.append(Commit(len(self.committed), tuple(tokens), tuple(origins)))
+        self.committed += tokens
+        self.rounds += 1
+        for origin in origins:
+            self.tallies[origin].committed += 1
+        for lane in self._lanes[:-1]:
+            if lane.ahead[: len(tokens)] == tokens:
+                del lane.ahead[: len(tokens)], lane.origins[: len(tokens)]
+            else:
+                lane.become((), ())
+        self._end_if_complete()
+
+    def _roll_back(self, i: int) -> None:
+        """Level i's text has changed: each lower level extends it or becomes it."""
+        for j in range(i - 1, -1, -1):
+            above, lane = self._lanes[j + 1], self._lanes[j]
+            if lane.ahead[: len(above.ahead)] != above.ahead:
+                lane.become(above.ahead, above.origins)
+            if lane.flight is not None and not self._alive(self._flights[lane.flight], above):
+                self._withdraw(lane)
+
+    def _alive(self, flight: _Flight, above: _Lane) -> bool:
+        """Whether the answer may still extend the text of the level above, as far as both are known."""
+        known = [*flight.ahead, *flight.tokens]
+        wanted = [*self.committed[flight.base :], *above.ahead]
+        n = min(len(known), len(wanted))
+        return known[:n] == wanted[:n]
+
+    # Failures, changes and the end.
+
+    def _failed(self, event: Failed) -> None:
+        flight = self._flights.get(event.call)
+        i = self._index(flight.level) if flight else None
+        if i is None or self._lanes[i].flight != event.call:
+            return
+        self._lanes[i].flight = None
+        self._count_failure(i, event.fatal, event.why)
+
+    def _count_failure(self, i: int, fatal: bool, why: str) -> None:
+        lane = self._lanes[i]
+        lane.failures += 1
+        if not fatal and lane.failures < FAILURES:
+            return
+        if i + 1 == len(self._lanes):
+            self._finish("error", f"{lane.level}: {why}")
+            return
+        self._actions.append(Lost(lane.level, why))
+        self.lost.append(lane.level)
+        self._replan(self.plan.without(lane.level))
+
+    def _replan(self, plan: Plan) -> None:
+        if plan.target != self.plan.target:
+            raise ValueError(f"levels: the target must stay {self.plan.target}, got {plan.target}")
+        old = {lane.level: lane for lane in self._lanes}
+        lanes: list[_Lane] = []
+        for name, window in zip(reversed(plan.levels), reversed(plan.windows), strict=True):
+            lane = old.pop(name, None)
+            if lane is None:
+                lane = _Lane(name, window)
+                lane.become(lanes[-1].ahead, lanes[-1].origins)
+            lane.window = window
+            lanes.append(lane)
+        for lane in old.values():
+            self._withdraw(lane)
+        self._lanes = lanes[::-1]
+        self.plan = plan
+        for name in plan.levels:
+            self.tallies.setdefault(name, Tally())
+
+    def _end_if_complete(self) -> None:
+        if len(self.committed) > self.prompt_length and self.committed[-1] in self.stop_ids:
+            self._finish("stop")
+        elif len(self.committed) >= self.limit:
+            self._finish("length")
+
+    def _finish(self, reason: Reason, why: str = "") -> None:
+        for lane in self._lanes:
+            self._withdraw(lane)
+        self.finished = Finish(reason, why)
+        self._actions.append(self.finished)
+
+    def _withdraw(self, lane: _Lane) -> None:
+        if lane.flight is not None:
+            self._actions.append(Withdraw(lane.level, lane.flight))
+            self._count(self._flights.pop(lane.flight))
+            lane.flight = None
+
+    # Who is called next.
+
+    def _settle(self) -> list[Action]:
+        if self.finished is None:
+            if self.plan.overlapped:
+                self._call_overlapped()
+            else:
+                self._call_lockstep()
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _call_overlapped(self) -> None:
+        below_busy = False  # somebody lower is about to offer something
+        for i, lane in enumerate(self._lanes):
+            if lane.flight is None and not self._mute(i):
+                if i == 0:
+                    self._call(i, min(lane.window, self._lookahead(0)))
+                elif self._offered(i) or not below_busy:
+                    self._call(i, 1)
+            below_busy = below_busy or lane.flight is not None
+
+    def _call_lockstep(self) -> None:
+        if any(lane.flight is not None for lane in self._lanes):
+            return
+        i = len(self._lanes) - 1
+        while i > 0:
+            lane = self._lanes[i]
+            wanted = min(lane.window, self._room(i) - 1)
+            if self._offered(i) >= wanted or self._mute(i - 1):
+                self._call(i, 1)
+                return
+            i -= 1
+        lane = self._lanes[0]
+        if len(self._lanes) > 1:
+            above = self._lanes[1]
+            self._call(0, min(lane.window, above.window - self._offered(1), self._lookahead(0)))
+        else:
+            self._call(0, lane.window)
+
+    def _call(self, i: int, own: int) -> None:
+        """Call level i for ``own`` draws beyond the accepted proposals."""
+        lane, room = self._lanes[i], self._room(i)
+        start = len(lane.ahead)
+        proposals = tuple(self._lanes[i - 1].ahead[start : start + min(lane.window, room - 1)]) if i > 0 else ()
+        more = min(own, room) - 1 if i == 0 else 0
+        self._calls += 1
+        lane.flight = self._calls
+        flight = _Flight(lane.level, len(self.committed), tuple(lane.ahead), proposals, more)
+        self._flights[self._calls] = flight
+        self._forget()
+        self.tallies[lane.level].calls += 1
+        self._actions.append(Call(lane.level, self._calls, flight.base, flight.ahead, proposals, more))
+
+    def _forget(self) -> None:
+        live = {lane.flight for lane in self._lanes}
+        stale = [call for call in self._flights if call not in live]
+        for call in stale[:-REMEMBERED]:
+            del self._flights[call]
+
+    def _offered(self, i: int) -> int:
+        """Proposals that level i could be offered now."""
+        return len(self._lanes[i - 1].ahead) - len(self._lanes[i].ahead)
+
+    def _room(self, i: int) -> int:
+        """Tokens level i may still draw. One is left to the target: it would draw that anyway."""
+        top = i + 1 == len(self._lanes)
+        return self.limit - len(self.committed) - len(self._lanes[i].ahead) - (0 if top else 1)
+
+    def _lookahead(self, i: int) -> int:
+        return self.plan.lookahead - len(self._lanes[i].ahead)
+
+    def _mute(self, i: int) -> bool:
+        """Whether level i must not, or has nothing to, add to its text. Never the target."""
+        lane = self._lanes[i]
+        if i + 1 == len(self._lanes):
+            return False
+        ended = bool(lane.ahead) and lane.ahead[-1] in self.stop_ids
+        return ended or lane.dry or self._room(i) < 1 or self._lookahead(i) < 1
+
+    def _index(self, level: str) -> int | None:
+        return next((i for i, lane in enumerate(self._lanes) if lane.level == level), None)
