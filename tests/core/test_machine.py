@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -106,7 +107,7 @@ class World:
 
     def check_invariant(self) -> None:
         lanes = self.machine._lanes
-        for lower, upper in zip(lanes, lanes[1:], strict=False):
+        for lower, upper in pairwise(lanes):
             assert lower.ahead[: len(upper.ahead)] == upper.ahead
             assert len(lower.ahead) == len(lower.origins)
             assert lower.ahead.count(STOP) <= 1
