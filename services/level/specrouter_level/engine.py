@@ -33,13 +33,18 @@ class Span:
     draws: int  # 0 .. len(text) - start
     params: Params
     probe: int = 0  # how many top probabilities to report for each draw
+    # Further draws the caller wants after the last. An engine that need not be fed to go on (ngram) may answer
+    # them at once, as if each draw had been fed; it stops at a stop id. Others leave them to the next steps.
+    more: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """The answer to one span."""
 
-    tokens: list[int]  # draw i is the token at position len(text) - draws + 1 + i; shorter where the engine has no guess
+    # Draw i is the token at position len(text) - draws + 1 + i. Fewer than ``draws``: the engine has no guess
+    # there. Up to ``more`` further ones may follow.
+    tokens: list[int]
     confidence: list[float]  # per draw, the probability of the most likely token (before the noise)
     probes: list[list[tuple[int, float]]] = field(default_factory=list)  # per draw: (id, probability), likeliest first
 
@@ -74,6 +79,7 @@ class Engine(Protocol):
     """A model behind the scheduler."""
 
     info: Info
+    inline: bool  # a step takes microseconds: run it where the calls arrive, not in a thread
 
     def step(self, spans: Sequence[Span]) -> list[Drawn]:
         """One pass over all spans (different slots, at most ``max_rows`` tokens together)."""

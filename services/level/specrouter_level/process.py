@@ -1,0 +1,53 @@
+"""One level as a process: the engine, its scheduler, LevelService and KServe's HTTP server together."""
+
+from __future__ import annotations
+
+import logging
+
+from specrouter_level.driver import Driver
+from specrouter_level.engine import Engine
+from specrouter_level.metrics import Metrics
+from specrouter_level.model import HttpServer, LevelModel
+from specrouter_level.scheduler import Scheduler
+from specrouter_level.server import LevelServer
+
+log = logging.getLogger(__name__)
+
+
+class Level:
+    """What runs in the process's loop beside KServe's server."""
+
+    def __init__(self, name: str, engine: Engine, address: str) -> None:
+        self.scheduler = Scheduler(engine.info)
+        self._driver = Driver(engine, self.scheduler, Metrics(name, self.scheduler).observe)
+        self._name = name
+        self._engine = engine
+        self._address = address
+        self._server: LevelServer | None = None
+
+    async def start(self) -> None:
+        """Answer calls. grpc.aio binds to the running loop, so the server is made here."""
+        server = LevelServer(self._name, self._engine.info, self.scheduler, self._driver)
+        await server.start(self._address)
+        self._server = server
+        log.info("level %s (%s) serves gRPC on %s", self._name, self._engine.info.engine, self._address)
+
+    async def stop(self) -> None:
+        """End the calls, then the server."""
+        if self._server is not None:
+            await self._server.stop()
+            log.info("level %s has stopped", self._name)
+
+
+def run(name: str, engine: Engine, *, host: str, http_port: int, grpc_port: int) -> int:
+    """Serve until a signal; returns the exit code."""
+    level = Level(name, engine, f"{host}:{grpc_port}")
+    http = HttpServer(host, http_port, before=level.start, after=level.stop)
+    for noisy in ("kserve.trace", "uvicorn.access"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)  # a line per health check
+    try:
+        http.start([LevelModel(name, level.scheduler)])
+    except OSError as error:
+        log.error("cannot serve level %s: %s", name, error)
+        return 1
+    return 0

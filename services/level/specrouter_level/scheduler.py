@@ -1,0 +1,327 @@
+"""Which calls run, and in which step: calls in, spans for the engine, replies out.
+
+It owns the slots, the texts and the calls, and does no I/O: ``receive`` takes a message of calls,
+``form`` makes the engine's next step, ``finish`` takes its answer. It is used from one thread; calls
+may arrive while a step runs.
+
+A step takes a part of every call that has one, oldest first: calls with few tokens to feed (those that
+check or draw) before those with many (prompts), which fill the step up to the engine's ``max_rows``. While
+a prompt waits, a quarter of each step is kept for it. So no call waits for the end of another's prompt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from specrouter.v1 import level_pb2 as pb
+
+from specrouter_core.prefix import START
+from specrouter_level import call as calls
+from specrouter_level.call import Call
+from specrouter_level.engine import Drawn, Info, Span
+from specrouter_level.held import Held
+from specrouter_level.slots import Slots
+from specrouter_level.stream import Stream
+
+log = logging.getLogger(__name__)
+
+MAX_CALLS = 256  # in one message
+SHORT = calls.MAX_PROPOSALS + calls.MAX_MORE + 1  # tokens to feed at which a call counts as a prompt
+MAX_FAILURES = 3  # failed steps in a row after which the level says that it is not healthy
+RETRY_STEPS = 8  # an overloaded level asks for a pause of so many steps
+
+
+@dataclass(slots=True)
+class Counts:
+    """Totals since the start."""
+
+    calls: dict[pb.Outcome.ValueType, int]  # by how they ended
+    steps: int = 0
+    fed: int = 0
+    drawn: int = 0
+    accepted: int = 0  # proposals equal to the level's own draw
+    proposed: int = 0
+
+
+class Scheduler:
+    """Calls of many streams on one engine."""
+
+    def __init__(self, info: Info) -> None:
+        self.info = info
+        self.slots = Slots(info.slots)
+        self.counts = Counts(calls={})
+        self.draining = False
+        self.failures = 0  # failed steps in a row
+        self._live: dict[Call, None] = {}  # least recently stepped first
+        self._step: list[tuple[Call, Span]] = []  # the running one
+        self._seconds = 0.005  # smoothed time of a step
+
+    @property
+    def busy(self) -> int:
+        """Calls not yet answered."""
+        return len(self._live)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the engine's last steps worked."""
+        return self.failures < MAX_FAILURES
+
+    # Calls in.
+
+    def receive(self, stream: Stream, request: pb.ExtendRequest) -> None:
+        """Take what one message of a stream asks for."""
+        now = perf_counter()
+        for number in request.withdrawn:
+            call = stream.calls.get(number)
+            if call is not None:
+                self._end(call, pb.OUTCOME_SUPERSEDED, "withdrawn")
+        for sequence in request.released:
+            held = self.slots.get(sequence)
+            if held is not None and held.stream is stream:
+                self._release(held)
+        for place, message in enumerate(request.calls):
+            if place >= MAX_CALLS:
+                self._refuse(stream, message, pb.OUTCOME_INVALID, f"calls: at most {MAX_CALLS} in one message")
+            else:
+                self._begin(stream, message, now)
+
+    def close(self, stream: Stream) -> None:
+        """The stream broke: drop its calls. The sequences stay, another router may come for them."""
+        for call in list(stream.calls.values()):
+            self._drop(call, pb.OUTCOME_SUPERSEDED)
+        stream.calls.clear()
+
+    def _begin(self, stream: Stream, message: pb.ExtendCall, now: float) -> None:
+        try:
+            params = calls.checked(message, self.info)
+            if message.call in stream.calls:
+                raise ValueError(f"call: number {message.call} is in use")
+        except ValueError as error:
+            return self._refuse(stream, message, pb.OUTCOME_INVALID, str(error))
+        held = self.slots.get(message.sequence)
+        if held is not None:
+            if message.epoch < held.epoch:
+                return self._refuse(stream, message, pb.OUTCOME_STALE_EPOCH, f"epoch {held.epoch} has been seen")
+            if held.call is not None:
+                newer = message.epoch > held.epoch
+                self._end(held.call, pb.OUTCOME_STALE_EPOCH if newer else pb.OUTCOME_SUPERSEDED, "a newer call came")
+            held.epoch = message.epoch
+        if self.draining:
+            return self._refuse(stream, message, pb.OUTCOME_OVERLOADED, "shutting down", retry_ms=1000)
+        if params is not None:
+            held = held or self.slots.take(message.sequence, message.epoch, params)
+            if held is None:
+                pause = min(max(int(self._seconds * 1000 * RETRY_STEPS), 1), 1000)
+                return self._refuse(stream, message, pb.OUTCOME_OVERLOADED, "every slot is busy", retry_ms=pause)
+            held.params = params
+        elif held is None or not held.text.holds(message.base, message.base_hash):
+            return self._unknown(stream, message, held)
+        self._start(stream, message, held, now)
+        return None
+
+    def _start(self, stream: Stream, message: pb.ExtendCall, held: Held, now: float) -> None:
+        held.adopt(message.base, list(message.suffix))
+        held.stream = stream
+        call = Call(
+            number=message.call,
+            stream=stream,
+            held=held,
+            rest=list(message.proposals),
+            left=message.more + 1,
+            confidence=message.confidence,
+            probe=message.probe,
+            score=message.score,
+            received=now,
+            deadline=now + message.deadline_ms / 1000,
+        )
+        held.call = call
+        stream.calls[call.number] = call
+        self._live[call] = None
+        if not call.score:
+            self.counts.proposed += len(call.rest)
+
+    def _unknown(self, stream: Stream, message: pb.ExtendCall, held: Held | None) -> None:
+        reply = pb.ExtendReply(
+            call=message.call,
+            outcome=pb.OUTCOME_PREFIX_UNKNOWN,
+            held=len(held.text) if held else 0,
+            held_hash=held.text.hashes[-1] if held else START,
+        )
+        self._count(pb.OUTCOME_PREFIX_UNKNOWN)
+        stream.refuse(reply)
+
+    def _refuse(
+        self, stream: Stream, message: pb.ExtendCall, outcome: pb.Outcome.ValueType, why: str, retry_ms: int = 0
+    ) -> None:
+        self._count(outcome)
+        stream.refuse(pb.ExtendReply(call=message.call, outcome=outcome, message=why, retry_ms=retry_ms))
+
+    def _release(self, held: Held) -> None:
+        if held.call is not None:
+            self._end(held.call, pb.OUTCOME_SUPERSEDED, "released")
+        self.slots.release(held)
+
+    # Replies out.
+
+    def _end(self, call: Call, outcome: pb.Outcome.ValueType, message: str = "") -> None:
+        self._drop(call, outcome)
+        call.stream.end(call.final(outcome, message))
+
+    def _drop(self, call: Call, outcome: pb.Outcome.ValueType) -> None:
+        self._live.pop(call, None)
+        if call.held.call is call:
+            call.held.call = None
+        self._count(outcome)
+
+    def _count(self, outcome: pb.Outcome.ValueType) -> None:
+        self.counts.calls[outcome] = self.counts.calls.get(outcome, 0) + 1
+
+    # Steps.
+
+    def form(self) -> list[Span]:
+        """The engine's next step; empty when there is nothing to do. ``finish`` must follow before the next."""
+        now = perf_counter()
+        for call in [call for call in self._live if call.deadline <= now]:
+            self._end(call, pb.OUTCOME_EXPIRED)
+        short: list[tuple[Call, int]] = []
+        long: list[tuple[Call, int]] = []
+        for call in self._live:
+            rows = _rows(call)
+            (long if rows > SHORT else short).append((call, rows))
+        room = self.info.max_rows
+        kept = room // 4 if long else 0
+        for queue, keep in ((short, kept), (long, 0)):
+            for call, rows in queue:
+                take = min(rows, room - keep)
+                if take <= 0:
+                    break
+                self._step.append((call, _span(call, take)))
+                room -= take
+        rows_used = self.info.max_rows - room
+        for call, span in self._step:
+            call.started = call.started or now
+            call.steps += 1
+            call.fed += len(span.text) - span.start
+            call.batch = max(call.batch, len(self._step))
+            call.rows = max(call.rows, rows_used)
+            call.held.fed = span.text
+        if len(self._step) < len(self._live):  # those left out come first next time
+            for call, _ in self._step:
+                del self._live[call]
+                self._live[call] = None
+        self.counts.fed += rows_used
+        return [span for _, span in self._step]
+
+    def finish(self, drawn: Sequence[Drawn], seconds: float) -> None:
+        """The engine's answer to the step that ``form`` made."""
+        step, self._step = self._step, []
+        self.failures = 0
+        self.counts.steps += 1
+        self._seconds += (seconds - self._seconds) / 16
+        for (call, span), answer in zip(step, drawn, strict=True):
+            held = call.held
+            call.seconds += seconds
+            if held.released:
+                self.slots.reclaim(held)
+            elif held.call is not call:
+                held.settle()
+            else:
+                held.fed = None
+                self._advance(call, span, answer)
+
+    def fail(self, why: str) -> None:
+        """The engine failed in the step that ``form`` made: its calls fail, their KV counts as lost."""
+        step, self._step = self._step, []
+        self.failures += 1
+        for call, _ in step:
+            held = call.held
+            held.fed = None
+            held.valid = 0
+            if held.released:
+                self.slots.reclaim(held)
+            elif held.call is call:
+                self._end(call, pb.OUTCOME_INTERNAL, why)
+
+    def _advance(self, call: Call, span: Span, answer: Drawn) -> None:
+        """Compare the draws with the proposals, lengthen the text, end the call or leave it for the next step."""
+        text = call.held.text
+        length = len(text)
+        fed = len(span.text) - length  # proposals fed; below 0 in the middle of a prompt
+        taken, done = _take(call, span, answer, self.info.max_length - length)
+        same = _accepted(call, taken)
+        text.extend(taken)
+        call.rest = call.rest[same:] if same == len(taken) else []
+        call.held.valid = length + min(same, fed) if fed >= 0 else len(span.text)
+        self.counts.drawn += len(taken)
+        if not call.score:
+            self.counts.accepted += same
+        if done:
+            self._end(call, pb.OUTCOME_DONE)
+        elif taken:
+            call.stream.grew(call)
+
+
+def _rows(call: Call) -> int:
+    """Tokens the call still has to feed before its next draws."""
+    held = call.held
+    length = len(held.text)
+    return length - min(held.valid, length - 1) + len(call.rest) - (1 if call.score else 0)
+
+
+def _span(call: Call, take: int) -> Span:
+    """The call's part of a step: the next ``take`` tokens it has to feed."""
+    held = call.held
+    tokens = held.text.tokens
+    length = len(tokens)
+    start = min(held.valid, length - 1)
+    end = start + take
+    text = tokens[:end] if end <= length else tokens + call.rest[: end - length]
+    last = end - length == len(call.rest)  # all proposals are fed, so the engine may go on by itself
+    return Span(
+        slot=held.slot,
+        start=start,
+        text=text,
+        draws=max(0, end - length + 1),
+        params=held.params,
+        probe=call.probe,
+        more=call.left - 1 if last else 0,
+    )
+
+
+def _take(call: Call, span: Span, answer: Drawn, room: int) -> tuple[list[int], bool]:
+    """Record the draws that count.
+
+    Returns the tokens by which the text grows, at most ``room``, and whether the call is done.
+    """
+    stop_ids = span.params.stop_ids
+    taken: list[int] = []
+    for i, token in enumerate(answer.tokens):
+        call.tokens.append(token)
+        call.likelihoods.append(answer.confidence[i])
+        if answer.probes:
+            call.probes.append(answer.probes[i])
+        proposal = call.rest[i] if i < len(call.rest) else None
+        if call.score and proposal is not None:
+            taken.append(proposal)
+            if i + 1 == len(call.rest):
+                return taken, True
+            continue
+        taken.append(token)
+        if token in stop_ids or len(taken) == room:
+            return taken, True
+        if token != proposal:
+            call.left -= 1
+            if call.left == 0 or answer.confidence[i] < call.confidence:
+                return taken, True
+            if proposal is not None:  # what the engine drew after a wrong proposal is void
+                return taken, False
+    return taken, len(answer.tokens) < span.draws  # fewer: the engine has no more to offer
+
+
+def _accepted(call: Call, taken: list[int]) -> int:
+    """How many of the tokens are leading proposals."""
+    both = min(len(taken), len(call.rest))
+    return next((i for i in range(both) if taken[i] != call.rest[i]), both)
