@@ -16,12 +16,15 @@ class Plan:
     ``levels`` are names, lowest first; the last is the target. ``windows[i]`` is, for the lowest
     level, how many tokens it draws in one call; for every other, how many proposals it takes in
     one call. ``lookahead`` bounds how many tokens any level's text may run ahead of the committed one.
+    ``least[i]`` is how many proposals level i waits for, when levels overlap, while a lower one is at work (its first
+    entry means nothing); left out, 1 each.
     """
 
     levels: tuple[str, ...]
     windows: tuple[int, ...]
     lookahead: int = 16
     overlapped: bool = True
+    least: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.levels) <= MAX_LEVELS:
@@ -32,6 +35,12 @@ class Plan:
             raise ValueError(f"windows: one per level is needed, got {len(self.windows)} for {len(self.levels)}")
         if not all(1 <= w <= MAX_WINDOW for w in self.windows):
             raise ValueError(f"windows: must be 1 to {MAX_WINDOW}, got {self.windows}")
+        if not self.least:
+            object.__setattr__(self, "least", (1,) * len(self.levels))
+        if len(self.least) != len(self.levels) or not all(
+            1 <= n <= w for n, w in zip(self.least, self.windows, strict=True)
+        ):
+            raise ValueError(f"least: one per level of 1 to its window is needed, got {self.least} for {self.windows}")
         if not 1 <= self.lookahead <= MAX_LOOKAHEAD:
             raise ValueError(f"lookahead: must be 1 to {MAX_LOOKAHEAD}, got {self.lookahead}")
 
@@ -50,4 +59,5 @@ class Plan:
             windows=tuple(self.windows[i] for i in keep),
             lookahead=self.lookahead,
             overlapped=self.overlapped,
+            least=tuple(self.least[i] for i in keep),
         )

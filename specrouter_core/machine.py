@@ -17,12 +17,14 @@ alone.
 Who is called when:
 - lock-step: one call at a time. A level is called when it can be offered a full window, or when
   the level below has no more to offer; else the level below is called first.
-- overlapped: one call in flight per level. The lowest level draws up to ``lookahead`` tokens beyond the
-  committed text; every other is called as soon as it can be offered a proposal, or when nothing
-  below it can offer one.
+- overlapped: one call in flight per level. Levels below the target never idle: each draws on by
+  itself, up to ``lookahead`` tokens beyond the committed text, and is called anew as soon as it can be
+  offered ``least`` proposals. The target is called when it can be offered as many, or when
+  nothing below it can offer one.
 
 Progress: whenever nothing is in flight and the sequence has not ended, some call is due (the lowest level
-that is not mute, or else the one above it), and every answered call of the target commits a token.
+that is not mute, or else the one above it); a call is superseded only after its level's text has grown by it; and
+every answered call of the target commits a token.
 A level that fails ``FAILURES`` times in a row, or for good, leaves the chain; the target's
 failure ends the sequence.
 
@@ -407,14 +409,25 @@ class Machine:
         return actions
 
     def _call_overlapped(self) -> None:
+        top = len(self._lanes) - 1
         below_busy = False  # somebody lower is about to offer something
         for i, lane in enumerate(self._lanes):
+            served = i > 0 and self._offered(i) >= self.plan.least[i]
+            if served and i < top and self._on_its_own(lane):
+                self._withdraw(lane)  # checking proposals is the better use of its next step
             if lane.flight is None and not self._mute(i):
-                if i == 0:
-                    self._call(i, min(lane.window, self._lookahead(0)))
-                elif self._offered(i) or not below_busy:
-                    self._call(i, 1)
+                if i < top:
+                    self._call(i, lane.window if i == 0 else self.plan.lookahead)
+                elif served or not below_busy:
+                    self._call(i, lane.window if i == 0 else 1)
             below_busy = below_busy or lane.flight is not None
+
+    def _on_its_own(self, lane: _Lane) -> bool:
+        """Whether its call in flight has dealt with the proposals and goes on with draws of its own."""
+        if lane.flight is None:
+            return False
+        flight = self._flights[lane.flight]
+        return 0 < len(flight.tokens) < flight.asked
 
     def _call_lockstep(self) -> None:
         if any(lane.flight is not None for lane in self._lanes):
@@ -430,16 +443,18 @@ class Machine:
         lane = self._lanes[0]
         if len(self._lanes) > 1:
             above = self._lanes[1]
-            self._call(0, min(lane.window, above.window - self._offered(1), self._lookahead(0)))
+            self._call(0, min(lane.window, above.window - self._offered(1)))
         else:
             self._call(0, lane.window)
 
     def _call(self, i: int, own: int) -> None:
-        """Call level i for ``own`` draws beyond the accepted proposals."""
+        """Call level i for up to ``own`` draws beyond the proposals it accepts."""
         lane, room = self._lanes[i], self._room(i)
         start = len(lane.ahead)
         proposals = tuple(self._lanes[i - 1].ahead[start : start + min(lane.window, room - 1)]) if i > 0 else ()
-        more = min(own, room) - 1 if i == 0 else 0
+        if i + 1 < len(self._lanes):
+            room = min(room, self._lookahead(i))
+        more = max(min(own, room - len(proposals)), 1) - 1
         self._calls += 1
         lane.flight = self._calls
         flight = _Flight(lane.level, len(self.committed), tuple(lane.ahead), proposals, more)
