@@ -1,0 +1,5 @@
+"""``python -m specrouter_local``: the ``specrouter`` command."""
+
+from specrouter_local.scripts import main
+
+main()

