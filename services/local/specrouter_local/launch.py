@@ -17,7 +17,7 @@ from specrouter_router.family import Family
 
 from specrouter_local import parts, process, screen, weights
 from specrouter_local.errors import UserError
-from specrouter_local.mesh import Mesh, PartFailed, new_state
+from specrouter_local.mesh import Mesh, PartError, new_state
 from specrouter_local.process import Child
 from specrouter_local.state import MeshState, Run
 
@@ -108,7 +108,7 @@ def up(console: Console, family: Family, wanted: Wanted) -> int:
                 console.print(screen.addresses(mesh.state), highlight=False, soft_wrap=True)
                 console.print(Text("  Ctrl-C ends it.", style="dim"))
                 mesh.watch(lambda: signals.count == 0)
-        except PartFailed as error:
+        except PartError as error:
             mesh.fail(str(error))
             console.print(Text(str(error), style="red"))
             return 1

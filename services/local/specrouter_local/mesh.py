@@ -23,10 +23,10 @@ PROBE_EVERY = 0.2  # seconds between questions to a part that isn't ready
 STEADY = 60.0  # seconds a part must have been ready for its restarts to be forgotten
 FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0  # seconds before a restart; doubles in between
 ROUTER_GRACE, GRACE = 5.0, 8.0  # seconds to end in after SIGTERM
-TAIL_LINES = 15
+LAST_LINES, SOME_LINES = 20, 6  # of a log: when the mesh ends, when it goes on
 
 
-class PartFailed(Exception):  # noqa: N818  # an event, not an error of the program
+class PartError(Exception):
     """A part without which the mesh can't go on. The text says which, how, and the end of its log."""
 
 
@@ -62,7 +62,7 @@ class Mesh:
     def start(self, tick: Callable[[], bool]) -> bool:
         """Brings all parts up. ``tick`` is called often, to draw; False from it ends the wait.
 
-        Returns whether all are ready. Raises PartFailed when one dies or is too slow.
+        Returns whether all are ready. Raises PartError when one dies or is too slow.
         """
         self._write()
         while tick():
@@ -72,20 +72,18 @@ class Mesh:
                 self._write()
                 return True
             stage = min(place.part.stage for place in waiting)
-            for place in waiting:
-                if place.part.stage > stage:
-                    continue
-                if place.child is None:
+            for place in self._places:
+                if place.child is not None and place.child.ended() is not None:
+                    raise PartError(self._obituary(place))
+                if place.child is None and place.part.stage <= stage:
                     self._launch(place)
-                elif place.child.ended() is not None:
-                    raise PartFailed(self._obituary(place))
-                else:
-                    self._ask(place)
+                elif place.state.condition == "starting" and not self._ask(place):
+                    raise PartError(f"{self._overdue(place)}{self._log_end(place)}")
             time.sleep(TICK)
         return False
 
     def watch(self, tick: Callable[[], bool]) -> None:
-        """Keeps the parts alive until ``tick`` says False. Raises PartFailed when that can't be done."""
+        """Keeps the parts alive until ``tick`` says False. Raises PartError when that can't be done."""
         while tick():
             for place in self._places:
                 self._look(place)
@@ -118,21 +116,24 @@ class Mesh:
         elif place.child is not None and place.child.ended() is not None:
             self._lost(place)
         elif condition == "starting":
-            self._ask(place)
-            if place.state.condition == "ready":
+            if not self._ask(place) and place.child is not None:
+                self._say(self._overdue(place))
+                place.child.kill()  # the next look sees it dead
+            elif place.state.condition == "ready":
                 self._say(f"{place.part.name} is back after {place.state.took:.1f} s")
         elif place.tries and now - place.ready_since > STEADY:
             place.tries = 0
 
     def _lost(self, place: Place) -> None:
-        """Decides what follows from a death. Raises PartFailed when it is the end of the mesh."""
+        """Decides what follows from a death. Raises PartError when it is the end of the mesh."""
         part = place.part
         target = part.kind == "level" and part.name == self.state.levels[-1]
-        obituary = self._obituary(place)
+        end = place.tries >= part.restarts and (target or part.kind != "level")
+        obituary = self._obituary(place, LAST_LINES if end else SOME_LINES)
         if place.child is not None:
             place.child.kill()  # what it may have started itself
-        if place.tries >= part.restarts and (target or part.kind != "level"):
-            raise PartFailed(f"after {place.tries} restarts, {obituary}" if place.tries else obituary)
+        if end:
+            raise PartError(f"after {place.tries} restarts, {obituary}" if place.tries else obituary)
         if place.tries >= part.restarts:
             place.state.note = f"died {place.tries + 1} times in a row"
             self._enter(place, "gone")
@@ -154,30 +155,32 @@ class Mesh:
         place.next_look = 0.0
         self._enter(place, "starting")
 
-    def _ask(self, place: Place) -> None:
-        """Asks a starting part whether it is ready. Raises PartFailed when it has been starting for too long."""
+    def _ask(self, place: Place) -> bool:
+        """Asks a starting part whether it is ready, when it is time to. False: it has been starting for too long."""
         now = time.monotonic()
         if now < place.next_look:
-            return
+            return True
         said = place.part.probe()
         now = time.monotonic()
         place.next_look = now + PROBE_EVERY
         if said is not None:
             place.state.note, place.state.took, place.ready_since = said, now - place.started, now
             self._enter(place, "ready")
-        elif now - place.started > place.part.patience:
-            raise PartFailed(f"{place.part.name} was not ready after {place.part.patience:.0f} s{self._log_end(place)}")
+        return said is not None or now - place.started <= place.part.patience
 
     def _enter(self, place: Place, condition: Condition) -> None:
         place.state.condition, place.state.since = condition, time.time()
         self._write()
 
-    def _obituary(self, place: Place) -> str:
+    def _obituary(self, place: Place, lines: int = LAST_LINES) -> str:
         ended = place.child.ended() if place.child is not None else None
-        return f"{place.part.name} died ({ended}){self._log_end(place)}"
+        return f"{place.part.name} died ({ended}){self._log_end(place, lines)}"
 
-    def _log_end(self, place: Place) -> str:
-        lines = place.child.tail(TAIL_LINES) if place.child is not None else []
+    def _overdue(self, place: Place) -> str:
+        return f"{place.part.name} was not ready after {place.part.patience:.0f} s"
+
+    def _log_end(self, place: Place, count: int = LAST_LINES) -> str:
+        lines = place.child.tail(count) if place.child is not None else []
         if not lines:
             return f"; its log {place.state.log} is empty"
         return f"; the end of its log {place.state.log}:\n" + "\n".join(f"  {line}" for line in lines)

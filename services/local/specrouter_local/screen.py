@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -101,16 +100,16 @@ def parts_table(parts: list[PartState], spinner: Spinner | None = None) -> Table
 
 
 def process_table(state: MeshState) -> Table:
-    """The processes of a mesh: how they are, their ids, where their logs are."""
+    """The processes of a mesh: how they are and for how long."""
     table = Table(box=None, padding=(0, 2), header_style="dim")
-    for column in ("part", "", "pid", "for", "restarts", "log"):
-        table.add_column(column, justify="right" if column in ("pid", "restarts") else "left", overflow="fold")
+    for column in ("part", "", "pid", "for", "restarts", "address"):
+        table.add_column(column, justify="right" if column in ("pid", "restarts") else "left")
     for part in state.parts:
         _, style = GLYPHS.get(part.condition, ("", "cyan"))
-        log = part.log.replace(str(Path.home()), "~", 1)
         since = duration(time.time() - part.since) if part.since else ""
         condition = Text(part.condition, style=style)
-        table.add_row(Text(part.name, style="bold"), condition, str(part.pid), since, str(part.restarts), log)
+        name = Text(part.name, style="bold")
+        table.add_row(name, condition, str(part.pid), since, str(part.restarts), Text(part.address))
     return table
 
 

@@ -97,6 +97,7 @@ def status(name: NameOption = None) -> None:
     run, mesh = state.find(name)
     console.print(f"{run.name}: {mesh.phase}, up for {screen.duration(time.time() - mesh.started)}", highlight=False)
     console.print(screen.process_table(mesh))
+    console.print(f"  logs: {run.directory}", highlight=False, soft_wrap=True)
     router = Router(mesh.router)
     try:
         seen = router.status()
@@ -109,6 +110,7 @@ def status(name: NameOption = None) -> None:
         f"  chain: {chain['mode']}, windows {windows}, lookahead {chain['lookahead']}; "
         f"{seen['sequences']} sequences running; redis {seen['redis']}",
         highlight=False,
+        soft_wrap=True,
     )
 
 
