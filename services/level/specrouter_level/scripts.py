@@ -100,9 +100,7 @@ def serve(  # noqa: PLR0913  # the command line's options
     raise typer.Exit(run(name, made, host=host, http_port=http_port, grpc_port=grpc_port))
 
 
-def _stub(  # noqa: PLR0913
-    name: str, agreement: float, step_ms: str, *, max_length: int, slots: int, max_rows: int
-) -> Engine:
+def _stub(name: str, agreement: float, step_ms: str, *, max_length: int, slots: int, max_rows: int) -> Engine:
     from specrouter_level import stub  # noqa: PLC0415
 
     return stub.StubEngine(

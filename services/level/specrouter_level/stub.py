@@ -68,7 +68,7 @@ class StubEngine:
     Raises ValueError when the agreement is not 0 to 1.
     """
 
-    def __init__(  # noqa: PLR0913  # its settings, all by name
+    def __init__(
         self,
         *,
         name: str,

@@ -1,0 +1,471 @@
+"""The scheduler against the stub engine: whatever arrives in whatever order, an answer depends on the prefix alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from specrouter.v1 import level_pb2 as pb
+from specrouter_level.engine import Drawn, Params, Span
+from specrouter_level.scheduler import Scheduler
+from specrouter_level.stream import Stream
+from specrouter_level.stub import ALPHABET, StubEngine
+
+from specrouter_core.prefix import START, Text
+from specrouter_core.sampling import Sampling
+
+SAMPLING = {"seed": 7, "temperature": 0.8}
+STOP = ord(".")  # the reference text after PROMPT draws it only at its 60th place
+
+
+class StrictEngine:
+    """A stub that remembers what each slot was fed, and refuses spans that build on anything else."""
+
+    inline = True
+
+    def __init__(self, *, slots: int = 3, max_rows: int = 16, max_length: int = 120, agreement: float = 0.7) -> None:
+        self.stub = StubEngine(
+            name="mid", agreement=agreement, costs=(), max_length=max_length, slots=slots, max_rows=max_rows
+        )
+        self.info = self.stub.info
+        self.fed: list[list[int]] = [[] for _ in range(slots)]
+        self.steps: list[list[Span]] = []
+
+    def step(self, spans: Sequence[Span]) -> list[Drawn]:
+        assert len({span.slot for span in spans}) == len(spans)
+        assert 0 < sum(len(span.text) - span.start for span in spans) <= self.info.max_rows
+        for span in spans:
+            assert 0 <= span.draws <= len(span.text) - span.start
+            assert self.fed[span.slot][: span.start] == list(span.text[: span.start])
+            self.fed[span.slot] = list(span.text)
+        self.steps.append(list(spans))
+        return self.stub.step(spans)
+
+
+def reference(engine: StrictEngine, prefix: Sequence[int], count: int, stops: Sequence[int] = (STOP,)) -> list[int]:
+    """The level's text after ``prefix``, one draw at a time."""
+    text, drawn = list(prefix), []
+    params = Params(sampling=Sampling(**SAMPLING), prompt_length=1)
+    while len(drawn) < count and len(text) < engine.info.max_length:
+        drawn += engine.stub.step([Span(slot=0, start=0, text=text, draws=1, params=params)])[0].tokens
+        text.append(drawn[-1])
+        if drawn[-1] in stops:
+            break
+    return drawn
+
+
+class Router:
+    """One stream and the replies it got."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.stream = Stream(lambda: None)
+        self.replies: dict[int, pb.ExtendReply] = {}
+        self.number = 0
+
+    def ask(self, sequence: str, prefix: Sequence[int], *, base: int = 0, **fields: Any) -> int:
+        self.number += 1
+        call = pb.ExtendCall(call=self.number, sequence=sequence, suffix=prefix[base:], base=base, deadline_ms=60_000)
+        if base:
+            call.base_hash = Text(prefix[:base]).hashes[-1]
+        else:
+            call.params.CopyFrom(pb.SequenceParams(sampling=pb.Sampling(**SAMPLING), prompt_length=1, stop_ids=[STOP]))
+        call.MergeFrom(pb.ExtendCall(**fields))
+        self.scheduler.receive(self.stream, pb.ExtendRequest(calls=[call]))
+        return self.number
+
+    def read(self) -> None:
+        while (response := self.stream.take()) is not None:
+            for reply in response.replies:
+                earlier = self.replies.get(reply.call)
+                if earlier is not None:
+                    assert earlier.outcome == pb.OUTCOME_UNSPECIFIED, "a reply after the last"
+                    assert list(reply.tokens[: len(earlier.tokens)]) == list(earlier.tokens)
+                self.replies[reply.call] = reply
+
+    def answer(self, engine: StrictEngine, number: int) -> pb.ExtendReply:
+        run(self.scheduler, engine)
+        self.read()
+        return self.replies[number]
+
+
+def run(scheduler: Scheduler, engine: StrictEngine) -> None:
+    while spans := scheduler.form():
+        scheduler.finish(engine.step(spans), 0.001)
+
+
+def world(**options: Any) -> tuple[StrictEngine, Scheduler, Router]:
+    engine = StrictEngine(**options)
+    scheduler = Scheduler(engine.info)
+    return engine, scheduler, Router(scheduler)
+
+
+ACTIONS = ["call"] * 6 + ["run"] * 3 + ["form", "finish"] * 2 + ["withdraw", "release", "break", "fail"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_answers_depend_on_the_prefix_alone(data: st.DataObject) -> None:
+    engine = StrictEngine(slots=data.draw(st.integers(1, 4)), max_rows=data.draw(st.sampled_from([4, 16, 70])))
+    scheduler = Scheduler(engine.info)
+    routers = [Router(scheduler), Router(scheduler)]
+    expected: dict[tuple[int, int], list[int]] = {}
+    texts = {name: [ALPHABET[i % 32] for i in range(length)] for name, length in zip("abc", (1, 9, 90), strict=True)}
+    epochs = dict.fromkeys(texts, 0)
+    running: list[Span] | None = None
+    for _ in range(data.draw(st.integers(5, 40))):
+        place = data.draw(st.integers(0, 1))
+        router = routers[place]
+        name = data.draw(st.sampled_from("abc"))
+        action = data.draw(st.sampled_from(ACTIONS))
+        if action == "call":
+            text = texts[name]
+            keep = data.draw(
+                st.integers(1, len(text))
+            )  # a new prefix: some of the old text, then right or wrong tokens
+            prefix = text[:keep] + data.draw(st.lists(st.sampled_from(list(ALPHABET)), max_size=5))
+            right = reference(engine, prefix, 8, stops=())
+            proposals = right[: data.draw(st.integers(0, 8))] + data.draw(
+                st.lists(st.sampled_from([97, 98]), max_size=3)
+            )
+            proposals = proposals[: engine.info.max_length - len(prefix) - 1]
+            more = data.draw(st.integers(0, 6))
+            score = bool(proposals) and data.draw(st.booleans())
+            epochs[name] += data.draw(st.sampled_from([0, 0, 0, 1]))
+            fields = {"proposals": proposals, "more": 0 if score else more, "score": score, "epoch": epochs[name]}
+            number = router.ask(name, prefix, base=data.draw(st.sampled_from([0, keep // 2, keep])), **fields)
+            if score:
+                expected[place, number] = [
+                    reference(engine, prefix + proposals[:i], 1)[0] for i in range(len(proposals))
+                ]
+            else:
+                same = reference(engine, prefix, len(proposals) + 1)
+                accepted = next((i for i, p in enumerate(proposals) if i >= len(same) or same[i] != p), len(proposals))
+                expected[place, number] = reference(engine, prefix, accepted + 1 + more)
+            texts[name] = prefix + data.draw(st.sampled_from([[], expected[place, number][:3], proposals]))
+        elif action == "run" and running is None:
+            run(scheduler, engine)
+        elif action == "form" and running is None:
+            running = scheduler.form() or None
+        elif action == "finish" and running is not None:
+            scheduler.finish(engine.step(running), 0.001)
+            running = None
+        elif action == "fail" and running is not None:
+            scheduler.fail("the engine failed: Test")
+            running = None
+        elif action == "withdraw" and router.number:
+            scheduler.receive(router.stream, pb.ExtendRequest(withdrawn=[data.draw(st.integers(1, router.number))]))
+        elif action == "release":
+            scheduler.receive(router.stream, pb.ExtendRequest(released=[name]))
+        elif action == "break":
+            scheduler.close(router.stream)
+            router.read()
+            router.number += 1000
+            expected = {key: value for key, value in expected.items() if key[0] != place}
+        router.read()
+        assert len(scheduler.slots) <= engine.info.slots
+    if running is not None:
+        scheduler.finish(engine.step(running), 0.001)
+    run(scheduler, engine)
+    for router in routers:
+        router.read()
+    assert scheduler.busy == 0
+    for (place, number), tokens in expected.items():
+        reply = routers[place].replies[number]
+        assert reply.outcome != pb.OUTCOME_UNSPECIFIED
+        if reply.outcome == pb.OUTCOME_DONE:
+            assert list(reply.tokens) == tokens
+            assert len(reply.confidence) == len(tokens)
+        else:
+            assert list(reply.tokens) == tokens[: len(reply.tokens)]
+            assert reply.outcome in (
+                pb.OUTCOME_SUPERSEDED,
+                pb.OUTCOME_STALE_EPOCH,
+                pb.OUTCOME_OVERLOADED,
+                pb.OUTCOME_PREFIX_UNKNOWN,
+                pb.OUTCOME_INTERNAL,
+            )
+
+
+PROMPT = list(b"the quick brown fox")
+
+
+def test_right_proposals_take_one_step_and_are_all_accepted() -> None:
+    engine, scheduler, router = world(max_rows=70)
+    right = reference(engine, PROMPT, 9)
+    assert STOP not in right
+    reply = router.answer(engine, router.ask("a", PROMPT, proposals=right[:8]))
+    assert reply.outcome == pb.OUTCOME_DONE and list(reply.tokens) == right
+    assert len(engine.steps) == 1
+    timing = reply.timing
+    assert (timing.steps, timing.tokens, timing.batch, timing.rows) == (1, len(PROMPT) + 8, 1, len(PROMPT) + 8)
+    assert scheduler.counts.accepted == 8
+
+
+def test_going_on_feeds_one_token_a_step() -> None:
+    engine, _, router = world(max_rows=70)
+    right = reference(engine, PROMPT, 6)
+    number = router.ask("a", PROMPT, more=3)
+    assert list(router.answer(engine, number).tokens) == right[:4]
+    assert [len(span.text) - span.start for (span,) in engine.steps] == [len(PROMPT), 1, 1, 1]
+    # The held text ends with a draw that was not fed; the next call names all of it and feeds that one alone.
+    text = PROMPT + right[:4]
+    number = router.ask("a", text, base=len(text), more=1)
+    assert list(router.answer(engine, number).tokens) == right[4:6]
+    assert [len(span.text) - span.start for (span,) in engine.steps[4:]] == [1, 1]
+
+
+def test_a_wrong_proposal_rolls_back_to_the_accepted_ones() -> None:
+    engine, _, router = world(max_rows=70)
+    right = reference(engine, PROMPT, 5)
+    wrong = 97 if right[2] != 97 else 98
+    reply = router.answer(engine, router.ask("a", PROMPT, proposals=[*right[:2], wrong, right[3]], more=1))
+    assert list(reply.tokens) == right[:4]
+    assert [len(span.text) - span.start for (span,) in engine.steps] == [len(PROMPT) + 4, 1]
+    text = PROMPT + right[:4]
+    router.answer(engine, router.ask("a", text, base=len(PROMPT)))
+    (span,) = engine.steps[-1]
+    assert span.start == len(text) - 1
+
+
+def test_kv_of_refused_proposals_is_never_built_on() -> None:
+    engine, _, router = world(max_rows=70)
+    right = reference(engine, PROMPT, 5)
+    router.answer(engine, router.ask("a", PROMPT, proposals=[right[0], 1, 2, 3]))
+    text = PROMPT + right[:4]
+    reply = router.answer(engine, router.ask("a", text, base=len(PROMPT) + 2))
+    assert list(reply.tokens) == right[4:5] and reply.timing.tokens == 3
+
+
+def test_draws_are_told_as_they_come() -> None:
+    engine, scheduler, router = world()
+    number = router.ask("a", PROMPT[:5], more=2)
+    seen = []
+    for _ in range(3):
+        scheduler.finish(engine.step(scheduler.form()), 0.001)
+        router.read()
+        seen.append((len(router.replies[number].tokens), router.replies[number].outcome))
+    assert seen == [(1, pb.OUTCOME_UNSPECIFIED), (2, pb.OUTCOME_UNSPECIFIED), (3, pb.OUTCOME_DONE)]
+
+
+def test_a_long_prompt_does_not_hold_up_others() -> None:
+    engine, scheduler, router = world(max_length=2000, max_rows=32)
+    long = router.ask("long", PROMPT * 50)
+    scheduler.finish(engine.step(scheduler.form()), 0.001)
+    short = router.ask("short", PROMPT[:3], more=1)
+    for _ in range(2):
+        spans = scheduler.form()
+        assert {span.slot for span in spans} == {0, 1}
+        assert sum(len(span.text) - span.start for span in spans) == 32
+        scheduler.finish(engine.step(spans), 0.001)
+    router.read()
+    assert router.replies[short].outcome == pb.OUTCOME_DONE and long not in router.replies
+    assert list(router.answer(engine, long).tokens) == reference(engine, PROMPT * 50, 1)
+
+
+def test_prompts_are_not_starved_by_many_short_calls() -> None:
+    engine, scheduler, router = world(max_length=2000, max_rows=8, slots=20)
+    for i in range(19):
+        router.ask(f"s{i}", [i, 7], more=64)
+    long = router.ask("long", PROMPT * 10)
+    for _ in range(len(PROMPT) * 10 // 2):  # a quarter of a step is 2 rows
+        scheduler.finish(engine.step(scheduler.form()), 0.001)
+    router.read()
+    assert router.replies[long].outcome == pb.OUTCOME_DONE
+    shorts = [router.replies[i + 1] for i in range(19)]
+    assert all(len(reply.tokens) > 20 or reply.tokens[-1] == STOP for reply in shorts)
+
+
+def test_a_newer_call_supersedes_one_in_the_running_step() -> None:
+    engine, scheduler, router = world(max_rows=70)
+    right = reference(engine, PROMPT, 3)
+    old = router.ask("a", PROMPT, proposals=[1, 2, 3])
+    spans = scheduler.form()
+    new = router.ask("a", PROMPT + right[:1], base=len(PROMPT), more=1)
+    router.read()
+    assert router.replies[old].outcome == pb.OUTCOME_SUPERSEDED
+    assert scheduler.busy == 1
+    scheduler.finish(engine.step(spans), 0.001)
+    assert list(router.answer(engine, new).tokens) == right[1:3]
+    (span,) = engine.steps[1]
+    assert span.start == len(PROMPT)  # the prompt that the old call fed is kept
+
+
+def test_a_released_sequence_frees_its_slot_when_its_step_ends() -> None:
+    engine, scheduler, router = world(slots=1)
+    router.ask("a", PROMPT[:4])
+    spans = scheduler.form()
+    scheduler.receive(router.stream, pb.ExtendRequest(released=["a"]))
+    refused = router.ask("b", PROMPT[:4])
+    scheduler.finish(engine.step(spans), 0.001)
+    taken = router.ask("b", PROMPT[:4])
+    assert router.answer(engine, taken).outcome == pb.OUTCOME_DONE
+    assert router.replies[refused].outcome == pb.OUTCOME_OVERLOADED and router.replies[refused].retry_ms > 0
+    assert router.replies[1].outcome == pb.OUTCOME_SUPERSEDED
+
+
+def test_idle_sequences_make_room_oldest_first_and_running_ones_never() -> None:
+    engine, scheduler, router = world(slots=2)
+    for name in ("a", "b"):
+        router.answer(engine, router.ask(name, PROMPT[:4]))
+    router.answer(engine, router.ask("a", PROMPT[:5], base=4))
+    router.answer(engine, router.ask("c", PROMPT[:4]))
+    assert scheduler.slots.evictions == 1
+    gone = router.answer(engine, router.ask("b", PROMPT[:5], base=4))
+    assert (gone.outcome, gone.held, gone.held_hash) == (pb.OUTCOME_PREFIX_UNKNOWN, 0, START)
+    assert router.answer(engine, router.ask("a", PROMPT[:5], base=5)).outcome == pb.OUTCOME_DONE
+    router.ask("a", PROMPT[:6], base=5)
+    router.ask("c", PROMPT[:5], base=4)
+    assert router.answer(engine, router.ask("d", PROMPT[:4])).outcome == pb.OUTCOME_OVERLOADED
+
+
+def test_an_unknown_base_says_what_is_held() -> None:
+    engine, _, router = world()
+    first = router.answer(engine, router.ask("a", PROMPT[:6]))
+    reply = router.answer(engine, router.ask("a", PROMPT, base=12))
+    text = Text([*PROMPT[:6], *first.tokens])
+    assert (reply.outcome, reply.held, reply.held_hash) == (pb.OUTCOME_PREFIX_UNKNOWN, len(text), text.hashes[-1])
+    wrong = router.answer(engine, router.ask("a", [1] * 8, base=6))
+    assert wrong.outcome == pb.OUTCOME_PREFIX_UNKNOWN
+
+
+def test_epochs_fence_off_a_former_owner() -> None:
+    engine, scheduler, router = world()
+    newer = Router(scheduler)
+    old = router.ask("a", PROMPT[:4], epoch=3, more=5)
+    new = newer.ask("a", PROMPT[:4], epoch=4)
+    assert newer.answer(engine, new).outcome == pb.OUTCOME_DONE
+    stale = router.ask("a", PROMPT[:4], epoch=3)
+    router.read()
+    assert [router.replies[i].outcome for i in (old, stale)] == [pb.OUTCOME_STALE_EPOCH] * 2
+    scheduler.receive(router.stream, pb.ExtendRequest(released=["a"]))  # no longer its own
+    assert newer.answer(engine, newer.ask("a", PROMPT[:5], base=4, epoch=4)).outcome == pb.OUTCOME_DONE
+
+
+def test_late_calls_expire(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, scheduler, router = world()
+    number = router.ask("a", PROMPT[:4], more=10, deadline_ms=50)
+    scheduler.finish(engine.step(scheduler.form()), 0.001)
+    monkeypatch.setattr("specrouter_level.scheduler.perf_counter", lambda: 1e9)
+    assert router.answer(engine, number).outcome == pb.OUTCOME_EXPIRED
+    assert len(router.replies[number].tokens) == 1 and scheduler.busy == 0
+
+
+def test_going_on_stops_at_a_stop_id_and_at_low_confidence() -> None:
+    engine, _, router = world(max_length=2000)
+    text = reference(engine, PROMPT, 1500)
+    assert text[-1] == STOP
+    reply = router.answer(engine, router.ask("a", PROMPT + text[:-3], more=20))
+    assert list(reply.tokens) == text[-3:] and reply.outcome == pb.OUTCOME_DONE
+    proposed = router.answer(engine, router.ask("a", PROMPT + text[:-3], proposals=[*text[-3:], 99], more=20))
+    assert list(proposed.tokens) == text[-3:]
+    unsure = router.answer(engine, router.ask("a", PROMPT + text[:10], more=20, confidence=0.8))
+    assert all(p >= 0.8 for p in unsure.confidence[:-1]) and unsure.confidence[-1] < 0.8
+
+
+def test_the_text_ends_at_max_length() -> None:
+    engine, _, router = world(max_length=24)
+    reply = router.answer(engine, router.ask("a", PROMPT, more=64))
+    assert reply.outcome == pb.OUTCOME_DONE and len(reply.tokens) == 24 - len(PROMPT)
+
+
+def test_score_answers_at_every_position() -> None:
+    engine, _, router = world(max_rows=70)
+    committed = list(b"jumped over")
+    number = router.ask("a", PROMPT, proposals=committed, score=True, probe=4)
+    reply = router.answer(engine, number)
+    own = [reference(engine, PROMPT + committed[:i], 1)[0] for i in range(len(committed))]
+    assert list(reply.tokens) == own and reply.timing.steps == 1
+    assert [len(probe.ids) for probe in reply.probes] == [4] * len(committed)
+    assert all(probe.ids[0] == token for probe, token in zip(reply.probes, own, strict=True))
+    text = PROMPT + committed
+    after = router.answer(engine, router.ask("a", text, base=len(text)))
+    assert list(after.tokens) == reference(engine, text, 1) and after.timing.tokens == 1
+
+
+def test_a_failed_step_fails_its_calls_and_loses_their_kv() -> None:
+    engine, scheduler, router = world(max_rows=70)
+    router.answer(engine, router.ask("a", PROMPT))
+    for _ in range(3):
+        number = router.ask("a", PROMPT)
+        scheduler.form()
+        scheduler.fail("the engine failed: RuntimeError")
+        assert router.answer(engine, number).outcome == pb.OUTCOME_INTERNAL
+    assert not scheduler.healthy
+    reply = router.answer(engine, router.ask("a", PROMPT))
+    assert list(reply.tokens) == reference(engine, PROMPT, 1) and reply.timing.tokens == len(PROMPT)
+    assert scheduler.healthy
+
+
+BAD: list[tuple[str, dict[str, Any]]] = [
+    ("proposals", {"proposals": [1] * 65}),
+    ("more", {"more": 65}),
+    ("suffix", {"suffix": [256]}),
+    ("proposals", {"proposals": [256]}),
+    ("sequence", {"name": "x" * 65}),
+    ("sequence", {"name": "é" * 33}),
+    ("confidence", {"confidence": float("nan")}),
+    ("probe", {"probe": 33}),
+    ("deadline_ms", {"deadline_ms": 600_001}),
+    ("score", {"score": True}),
+    ("suffix", {"suffix": [1] * 120}),
+    ("params.prompt_length", {"params": pb.SequenceParams(prompt_length=100)}),
+    ("params.stop_ids", {"params": pb.SequenceParams(stop_ids=range(17))}),
+    ("params.sampling.temperature", {"params": pb.SequenceParams(sampling=pb.Sampling(temperature=float("nan")))}),
+    ("params.sampling.top_p", {"params": pb.SequenceParams(sampling=pb.Sampling(top_p=0))}),
+    ("params.sampling.repetition_penalty", {"params": pb.SequenceParams(sampling=pb.Sampling(repetition_penalty=0))}),
+]
+
+
+@pytest.mark.parametrize(("field", "change"), BAD)
+def test_bounds_are_named(field: str, change: dict[str, Any]) -> None:
+    engine, scheduler, router = world()
+    reply = router.answer(engine, router.ask(change.pop("name", "a"), PROMPT, **change))
+    assert reply.outcome == pb.OUTCOME_INVALID and reply.message.startswith(field)
+    assert scheduler.busy == 0 and len(scheduler.slots) == 0
+
+
+def test_missing_fields_are_named() -> None:
+    _, scheduler, router = world()
+    params = pb.SequenceParams(prompt_length=1)
+    cases = {
+        "sequence": pb.ExtendCall(call=1, suffix=[1], deadline_ms=9, params=params),
+        "suffix": pb.ExtendCall(call=2, sequence="a", deadline_ms=9, params=params),
+        "deadline_ms": pb.ExtendCall(call=3, sequence="a", suffix=[1], params=params),
+        "params": pb.ExtendCall(call=4, sequence="a", suffix=[1], deadline_ms=9),
+    }
+    scheduler.receive(router.stream, pb.ExtendRequest(calls=cases.values()))
+    router.read()
+    for field, call in cases.items():
+        reply = router.replies[call.call]
+        assert reply.outcome == pb.OUTCOME_INVALID and reply.message.startswith(field)
+
+
+def test_a_number_in_use_is_refused_and_its_call_goes_on() -> None:
+    engine, scheduler, router = world()
+    number = router.ask("a", PROMPT[:4])
+    router.number -= 1
+    router.ask("b", PROMPT[:4])
+    response = router.stream.take()
+    assert response is not None and response.replies[0].outcome == pb.OUTCOME_INVALID
+    assert response.replies[0].message.startswith("call")
+    assert router.answer(engine, number).outcome == pb.OUTCOME_DONE and len(scheduler.slots) == 1
+
+
+def test_a_message_takes_at_most_256_calls() -> None:
+    engine, scheduler, router = world(slots=300)
+    params = pb.SequenceParams(prompt_length=1)
+    many = [
+        pb.ExtendCall(call=i + 1, sequence=f"s{i}", suffix=[1], deadline_ms=9000, params=params) for i in range(258)
+    ]
+    scheduler.receive(router.stream, pb.ExtendRequest(calls=many))
+    run(scheduler, engine)
+    messages = [router.stream.take(), router.stream.take(), router.stream.take()]
+    sizes = [len(message.replies) if message else 0 for message in messages]
+    assert sizes == [256, 2, 0]
+    ends = {reply.call: reply.outcome for message in messages if message for reply in message.replies}
+    assert len(ends) == 258
+    assert [ends[i] for i in (256, 257, 258)] == [pb.OUTCOME_DONE, pb.OUTCOME_INVALID, pb.OUTCOME_INVALID]
