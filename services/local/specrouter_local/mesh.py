@@ -177,7 +177,7 @@ class Mesh:
         return f"{place.part.name} died ({ended}){self._log_end(place, lines)}"
 
     def _overdue(self, place: Place) -> str:
-        return f"{place.part.name} was not ready after {place.part.patience:.0f} s"
+        return f"{place.part.name} was not ready after {place.part.patience:g} s"
 
     def _log_end(self, place: Place, count: int = LAST_LINES) -> str:
         lines = place.child.tail(count) if place.child is not None else []

@@ -60,10 +60,8 @@ class Painter:
         if character == "\n" or self._column >= self._width:
             self._console.print()
             self._column = 0
-        elif self._column or character != " ":
-            self._put(Piece(" ", ""))
         else:
-            self._put(Piece(" ", ""))  # an indented line of the answer
+            self._put(Piece(" ", ""))
 
     def _flush(self) -> None:
         length = sum(len(piece.text) for piece in self._word)

@@ -58,7 +58,7 @@ def pull(what: Annotated[Pullable, typer.Argument(help="Which weights.")]) -> No
 
 
 @app.command()
-def up(  # noqa: PLR0913  # the command line's options
+def up(
     *,
     family: Annotated[Path | None, typer.Option("--family", help="Family file; else a built-in family.")] = None,
     engine: Annotated[BuiltIn, typer.Option("--engine", help="stub: no weights, for trying things.")] = BuiltIn.DEMO,
@@ -133,7 +133,7 @@ def chat(
 
 
 @app.command()
-def generate(  # noqa: PLR0913  # the command line's options
+def generate(
     prompt: Annotated[str, typer.Argument(help="What the user says.")],
     *,
     name: NameOption = None,
