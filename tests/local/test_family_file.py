@@ -75,7 +75,7 @@ def test_built_in_families_survive_the_way_to_the_router(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPECROUTER_CACHE", str(tmp_path))
-    family = parts.addressed(weights.built_in(name))
+    family = parts.addressed(weights.built_in(name), parts.free_ports(3))
     assert [level.name for level in family.levels] == ["draft", "mid", "target"]
     assert len({level.address for level in family.levels}) == 3
     parts.write_family(family, tmp_path / "family.yaml")

@@ -75,13 +75,13 @@ def _build(run: Run, family: Family, wanted: Wanted, console: Console) -> Mesh:
     for port, option in ((wanted.port, "--port"), (wanted.grpc_port, "--grpc-port")):
         if port:
             parts.check_free(port, option)
-    redis_port, free, free_grpc = parts.free_ports(3)
-    port, grpc_port = wanted.port or free, wanted.grpc_port or free_grpc
-    family = parts.addressed(family)
+    ports = parts.free_ports(3 + 2 * len(family.levels))
+    redis_port, port, grpc_port = next(ports), wanted.port or next(ports), wanted.grpc_port or next(ports)
+    family = parts.addressed(family, ports)
     family_file = run.directory / "family.yaml"
     parts.write_family(family, family_file)
     made = [] if wanted.redis_url else [parts.redis_part(redis_port, run.directory / "valkey")]
-    made += parts.level_parts(family)
+    made += parts.level_parts(family, ports)
     last = 1 + max(part.stage for part in made)
     redis_url = wanted.redis_url or f"redis://{parts.HOST}:{redis_port}/0"
     made.append(parts.router_part(family_file, redis_url, port, grpc_port, last))

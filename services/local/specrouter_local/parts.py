@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import socket
 import sysconfig
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from specrouter_local import probes
 from specrouter_local.errors import UserError
 
 HOST = "127.0.0.1"
+PORTS = range(20_000, 30_000)
 REDIS_MEMORY = "512mb"  # records are small and have a TTL; full, the oldest go first
 PART_SETTINGS = ("SPECROUTER_LEVEL_", "SPECROUTER_ROUTER_")
 LEVEL_OPTIONS = (
@@ -41,13 +43,24 @@ class Part:
     restarts: int  # how often it may be started again in a row; 0: the mesh ends with it
 
 
-def free_ports(count: int, host: str = HOST) -> list[int]:
-    """Ports that nobody listens on, all different."""
+def free_ports(count: int) -> Iterator[int]:
+    """Ports that nobody listens on, all different.
+
+    They lie below the range that systems take for outgoing connections: a port of that range may be
+    gone before its part listens, and a question to it can even connect to itself. Raises UserError.
+    """
+    found: list[int] = []
     with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind((host, 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
+        for port in random.sample(PORTS, min(len(PORTS), 50 * count)):
+            if len(found) == count:
+                break
+            listener = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                listener.bind((HOST, port))
+                found.append(port)
+    if len(found) < count:
+        raise UserError(f"no {count} free ports among {PORTS.start} to {PORTS.stop - 1}")
+    return iter(found)
 
 
 def check_free(port: int, option: str) -> None:
@@ -60,9 +73,8 @@ def check_free(port: int, option: str) -> None:
             raise UserError(f"{option}: port {port} can't be used ({error.strerror}); 0 takes any free one") from error
 
 
-def addressed(family: Family) -> Family:
+def addressed(family: Family, ports: Iterator[int]) -> Family:
     """The family with a gRPC address for every level; those in the file stay."""
-    ports = iter(free_ports(len(family.levels)))
     levels = [level.model_copy(update={"address": level.address or f"{HOST}:{next(ports)}"}) for level in family.levels]
     return family.model_copy(update={"levels": levels})
 
@@ -89,15 +101,14 @@ def redis_part(port: int, directory: Path) -> Part:
     )
 
 
-def level_parts(family: Family) -> list[Part]:
+def level_parts(family: Family, ports: Iterator[int]) -> list[Part]:
     """One per level. Torch levels on the CPU start one after another: each times its steps at its start."""
     parts: list[Part] = []
-    ports = free_ports(len(family.levels))
     stage = 0
-    for level, http_port in zip(family.levels, ports, strict=True):
+    for level in family.levels:
         on_cpu = level.engine == "torch" and (level.device or "cpu") == "cpu"
         target = level is family.levels[-1]
-        parts.append(_level_part(level, http_port, stage=stage if on_cpu else 0, restarts=3 if target else 5))
+        parts.append(_level_part(level, next(ports), stage=stage if on_cpu else 0, restarts=3 if target else 5))
         stage += on_cpu
     return parts
 

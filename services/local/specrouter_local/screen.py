@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,15 +30,17 @@ def pull_bar(console: Console) -> Iterator[models.Progress]:
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description:<12}"),
-        BarColumn(40),
+        BarColumn(40, complete_style="cyan", finished_style="green"),
         TaskProgressColumn(),
         TimeElapsedColumn(),
         console=console,
     )
     tasks: dict[str, TaskID] = {}
-    with bar:
+    with ExitStack() as stack:
 
         def show(what: str, share: float) -> None:
+            if not tasks:
+                stack.enter_context(bar)
             if what not in tasks:
                 for task in tasks.values():
                     bar.update(task, completed=1.0)
@@ -78,7 +80,7 @@ class Board:
         for part in state.parts:
             if self._told.get(part.name) != part.condition and part.condition != "waiting":
                 self._told[part.name] = part.condition
-                self._console.print(f"{part.name}: {_words(part)}", highlight=False)
+                self._console.print(f"{part.name}: {_words(part).removesuffix(' 0 s')}", highlight=False)
 
 
 def parts_table(parts: list[PartState], spinner: Spinner | None = None) -> Table:

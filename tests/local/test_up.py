@@ -1,0 +1,216 @@
+"""The command as its users have it: the whole stub mesh as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from specrouter_local import paths
+from specrouter_local.state import MeshState, Run
+
+COMMAND = [sys.executable, "-m", "specrouter_local"]
+UP = [*COMMAND, "up", "--engine", "stub", "--port", "0", "--grpc-port", "0"]
+
+
+def until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if true():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def running(pid: int) -> bool:
+    """Whether the process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def call(*arguments: str, code: int = 0) -> str:
+    """Runs the command; what it wrote."""
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+class Up:
+    """A running ``specrouter up``."""
+
+    def __init__(self) -> None:
+        self.log = paths.cache() / "up.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(UP, stdout=log, stderr=subprocess.STDOUT)
+        assert until(self.ready, 60), self.said()
+        self.first = self.state()
+
+    def state(self) -> MeshState:
+        found = Run("stub").read()
+        assert found is not None
+        return found
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, self.said()
+        found = Run("stub").read()
+        return found is not None and found.pid == self.process.pid and found.phase == "ready"
+
+    def pid(self, part: str) -> int:
+        return next(known.pid for known in self.state().parts if known.name == part)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def end(self, number: int) -> int:
+        """Sends the signal; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=30)
+
+    def nothing_is_left(self) -> bool:
+        return until(lambda: not any(running(part.pid) for part in self.first.parts), 5)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        directory = tmp_path_factory.mktemp("cache")
+        patch.setenv("SPECROUTER_CACHE", str(directory))
+        patch.setenv("COLUMNS", "160")
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def up(cache: Path) -> Iterator[Up]:
+    mesh = Up()
+    yield mesh
+    assert mesh.end(signal.SIGINT) == 0, mesh.said()
+    assert mesh.nothing_is_left()
+    assert not Run("stub").read()
+
+
+def answer(*arguments: str) -> dict:
+    return json.loads(call("generate", "tell me", "--json", "--max-tokens", "60", *arguments))
+
+
+def test_up_shows_each_part_and_where_the_mesh_is(up: Up) -> None:
+    said = up.said()
+    for part in ("redis", "draft", "mid", "target", "router"):
+        assert f"{part}: ready in" in said
+    assert f"{up.first.router}/v1/chat/completions" in said
+
+
+def test_chain_and_target_alone_say_the_same(up: Up) -> None:
+    chain = answer("--temperature", "0.8", "--seed", "3")
+    alone = answer("--temperature", "0.8", "--seed", "3", "--chain", "target")
+    assert chain["tokens"] == alone["tokens"]
+    assert chain["text"] == alone["text"]
+    assert len(chain["origins"]) == len(chain["tokens"]) == chain["usage"]["completion_tokens"]
+    assert set(alone["origins"]) == {"target"}
+    assert {"draft", "mid"} <= set(chain["origins"])
+    assert [level["level"] for level in chain["report"]["levels"]] == ["draft", "mid", "target"]
+    assert chain["seed"] == 3
+
+
+def test_generate_writes_plain_text_where_there_is_no_terminal(up: Up) -> None:
+    text = call("generate", "tell me", "--max-tokens", "60", "--seed", "3", "--temperature", "0.8")
+    assert text == answer("--temperature", "0.8", "--seed", "3")["text"] + "\n"
+
+
+def test_status_shows_processes_and_levels(up: Up) -> None:
+    said = call("status")
+    assert "stub: ready, up for" in said
+    for part in up.state().parts:
+        assert f" {part.pid} " in said
+    assert "not reached" not in said
+    assert "lookahead 16" in said
+    assert "redis ok" in said
+
+
+def test_what_the_router_refuses_is_said(up: Up) -> None:
+    said = call("generate", "hi", "--chain", "nobody", code=1)
+    assert "the router refused: " in said
+    assert "nobody" in said
+    assert "Traceback" not in said
+
+
+def test_a_second_up_of_the_same_name_is_refused(up: Up) -> None:
+    done = subprocess.run(UP, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "the mesh stub is up already" in done.stderr
+    assert up.process.poll() is None
+
+
+@pytest.mark.parametrize("level", ["draft", "mid"])
+def test_a_level_killed_mid_stream_changes_no_text_and_comes_back(up: Up, level: str) -> None:
+    before = answer("--seed", "11", "--temperature", "0.8")
+    killed = up.pid(level)
+    argv = [*COMMAND, "generate", "tell me", "--json", "--max-tokens", "60", "--seed", "11", "--temperature", "0.8"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as streaming:
+        time.sleep(1.2)  # the command starts in about half a second, the answer takes about one
+        os.kill(killed, signal.SIGKILL)
+        text, _ = streaming.communicate(timeout=60)
+    assert json.loads(text)["tokens"] == before["tokens"]
+    assert until(lambda: up.pid(level) not in (0, killed) and f"{level} is back" in up.said())
+    assert f"{level} died (killed by SIGKILL)" in up.said()
+    assert up.process.poll() is None
+    assert until(lambda: "not reached" not in call("status"))
+
+
+def test_the_death_of_the_router_ends_the_mesh_and_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECROUTER_CACHE", str(cache / "router"))
+    mesh = Up()
+    os.kill(mesh.pid("router"), signal.SIGKILL)
+    assert mesh.process.wait(timeout=30) == 1
+    assert "router died (killed by SIGKILL); the end of its log" in mesh.said()
+    assert mesh.nothing_is_left()
+
+
+def test_kill_9_of_the_launcher_leaves_nothing_and_is_noticed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECROUTER_CACHE", str(cache / "killed"))
+    mesh = Up()
+    mesh.end(signal.SIGKILL)
+    assert mesh.nothing_is_left()
+    assert "no mesh is up (stub ended without saying so)" in call("status", code=1)
+    assert "no mesh is up (stub ended without saying so)" in call("down", code=1)
+
+
+def test_detached_it_stays_until_down(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECROUTER_CACHE", str(cache / "detached"))
+    done = subprocess.run([*UP, "--detach"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    state = Run("stub").read()
+    assert state is not None
+    assert "router: ready in" in done.stdout
+    assert len(answer("--seed", "1")["tokens"]) == 60
+    assert call("down") == "stub is down\n"
+    assert not any(running(pid) for pid in [state.pid, *(part.pid for part in state.parts)])
+    assert "no mesh is up; `specrouter up` starts one" in call("status", code=1)
+
+
+def test_a_port_in_use_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECROUTER_CACHE", str(cache / "port"))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        said = call("up", "--engine", "stub", "--port", str(port), "--grpc-port", "0", code=1)
+    assert f"--port: port {port} can't be used" in said
+
+
+def test_a_redis_that_is_not_there_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECROUTER_CACHE", str(cache / "redis"))
+    url = "redis://:secret-word@127.0.0.1:1/0"
+    said = call("up", "--engine", "stub", "--port", "0", "--grpc-port", "0", "--redis-url", url, code=1)
+    assert "router died (exit code" in said
+    assert "127.0.0.1:1" in said
+    assert "secret-word" not in said
