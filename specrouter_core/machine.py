@@ -6,7 +6,8 @@ after what the level above has settled; the target's text is the committed one.
 
     Invariant:   T(i) extends T(i+1), for every level i below the target.
 
-A call asks level i to go on from T(i), offering T(i-1) beyond T(i) as proposals. Its reply is a
+A call asks level i to go on from T(i), offering T(0) beyond T(i) as proposals: T(i-1) is a prefix of it, and
+what lower levels have added since rides along, for checking a token more costs little. Its reply is a
 piece of the one text the level would draw anyway, so a reply can never be wrong, only useless:
 it is used when it extends T(i+1) and is longer than T(i), and dropped else. Hence late,
 repeated and partial replies need no special case. When T(i) grows, each lower level either extends
@@ -301,7 +302,7 @@ class Machine:
 
     def _origins(self, i: int, text: Sequence[int]) -> list[str]:
         """Per token of level i's new text, who proposed it first: the lowest level whose text had it."""
-        below = self._lanes[i - 1] if i > 0 else self._lanes[i]
+        below = self._lanes[0]
         same = 0
         while same < min(len(text), len(below.ahead)) and text[same] == below.ahead[same]:
             same += 1
@@ -436,14 +437,14 @@ class Machine:
         while i > 0:
             lane = self._lanes[i]
             wanted = min(lane.window, self._room(i) - 1)
-            if self._offered(i) >= wanted or self._mute(i - 1):
+            if self._checked(i) >= wanted or self._mute(i - 1):
                 self._call(i, 1)
                 return
             i -= 1
         lane = self._lanes[0]
         if len(self._lanes) > 1:
             above = self._lanes[1]
-            self._call(0, min(lane.window, above.window - self._offered(1)))
+            self._call(0, min(lane.window, above.window - self._checked(1)))
         else:
             self._call(0, lane.window)
 
@@ -451,7 +452,7 @@ class Machine:
         """Call level i for up to ``own`` draws beyond the proposals it accepts."""
         lane, room = self._lanes[i], self._room(i)
         start = len(lane.ahead)
-        proposals = tuple(self._lanes[i - 1].ahead[start : start + min(lane.window, room - 1)]) if i > 0 else ()
+        proposals = tuple(self._lanes[0].ahead[start : start + min(lane.window, room - 1)]) if i > 0 else ()
         if i + 1 < len(self._lanes):
             room = min(room, self._lookahead(i))
         more = max(min(own, room - len(proposals)), 1) - 1
@@ -470,7 +471,11 @@ class Machine:
             del self._flights[call]
 
     def _offered(self, i: int) -> int:
-        """Proposals that level i could be offered now."""
+        """Proposals that level i could be offered now: the furthest text there is, which all texts are prefixes of."""
+        return len(self._lanes[0].ahead) - len(self._lanes[i].ahead)
+
+    def _checked(self, i: int) -> int:
+        """Those of them that the level just below has drawn itself."""
         return len(self._lanes[i - 1].ahead) - len(self._lanes[i].ahead)
 
     def _room(self, i: int) -> int:

@@ -1,0 +1,120 @@
+"""How often two levels draw the same token: per ordered pair, and per position in the window.
+
+Measured for nothing: on committed text, every level that drew at a position shows its token, and any two
+that did either agree or not. Counts decay, so that a level that changes is noticed; a rate starts
+from a stated prior and a position's rate from its pair's.
+
+    pair      p = (k + PRIOR * p0) / (n + PRIOR)              over all positions
+    position  p(d) = (k(d) + POOL * p) / (n(d) + POOL)        d = tokens since the round began
+
+A sequence, or a class of traffic, differs from the common rate by a shift of the log-odds, estimated with
+a normal prior around 0 (one step of a Laplace filter per observation), so that little evidence
+moves it little.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+PRIOR_RATE = 0.6
+PRIOR = 8.0  # observations that the prior is worth
+POOL = 12.0  # observations that the pair's rate is worth to a position
+MEMORY = 400.0  # observations after which an old one weighs 1/e
+POSITIONS = 16  # later positions count as the last
+SPREAD = 1.0  # standard deviation of log-odds between sequences, before anything is seen
+KEEP = 0.995  # evidence about a sequence that remains after each further observation
+FLOOR, CEILING = 0.005, 0.995
+
+
+def _logit(p: float) -> float:
+    p = min(max(p, FLOOR), CEILING)
+    return math.log(p / (1 - p))
+
+
+def _logistic(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@dataclass(slots=True)
+class _Count:
+    agreed: float = 0.0
+    seen: float = 0.0
+
+    def add(self, agreed: bool) -> None:
+        keep = 1 - 1 / MEMORY
+        self.agreed = self.agreed * keep + agreed
+        self.seen = self.seen * keep + 1
+
+
+@dataclass(slots=True)
+class Deviation:
+    """By how much one sequence, or class, agrees more or less than is common: a shift of the log-odds."""
+
+    shift: float = 0.0
+    precision: float = 1 / SPREAD**2
+
+    def observe(self, common: float, agreed: bool) -> None:
+        """One observation where the common rate was ``common``."""
+        p = _logistic(_logit(common) + self.shift)
+        self.precision = 1 / SPREAD**2 + (self.precision - 1 / SPREAD**2) * KEEP + p * (1 - p)
+        self.shift += (agreed - p) / self.precision
+
+    def apply(self, common: float) -> float:
+        """The rate of this one."""
+        return _logistic(_logit(common) + self.shift)
+
+
+@dataclass(slots=True)
+class Agreement:
+    """Rates of all pairs. ``prior`` may be given per pair, for example from similarity."""
+
+    _pairs: dict[tuple[str, str], _Count] = field(default_factory=dict)
+    _positions: dict[tuple[str, str], list[_Count]] = field(default_factory=dict)
+    _priors: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    def observe(self, lower: str, upper: str, position: int, agreed: bool) -> None:
+        """At ``position`` tokens after the round began both levels drew, on the same text."""
+        pair = lower, upper
+        if pair not in self._pairs:
+            self._pairs[pair] = _Count()
+            self._positions[pair] = [_Count() for _ in range(POSITIONS)]
+        self._pairs[pair].add(agreed)
+        self._positions[pair][min(position, POSITIONS - 1)].add(agreed)
+
+    def expect(self, lower: str, upper: str, rate: float) -> None:
+        """What to believe of a pair before it is seen."""
+        self._priors[lower, upper] = rate
+
+    def seen(self, lower: str, upper: str) -> float:
+        """Decayed number of observations of a pair."""
+        count = self._pairs.get((lower, upper))
+        return count.seen if count else 0.0
+
+    def rate(self, lower: str, upper: str) -> float:
+        """The pair's rate over all positions, 0 to 1."""
+        prior = self._priors.get((lower, upper), PRIOR_RATE)
+        count = self._pairs.get((lower, upper))
+        if count is None:
+            return prior
+        return (count.agreed + PRIOR * prior) / (count.seen + PRIOR)
+
+    def rates(self, lower: str, upper: str, shift: Deviation | None = None) -> list[float]:
+        """Rates at positions 0 .. POSITIONS-1, each given that all before agreed."""
+        common = self.rate(lower, upper)
+        counts = self._positions.get((lower, upper))
+        if counts is None:
+            rates = [common] * POSITIONS
+        else:
+            rates = [(c.agreed + POOL * common) / (c.seen + POOL) for c in counts]
+        return [shift.apply(p) for p in rates] if shift else rates
+
+
+def expected_tokens(rates: list[float], window: int) -> list[float]:
+    """E(m) for m = 0 .. window: tokens a level gains from checking m proposals (its own draw included)."""
+    gain, run, out = 1.0, 1.0, [1.0]
+    for m in range(window):
+        run *= rates[min(m, len(rates) - 1)]
+        gain += run
+        out.append(gain)
+    return out

@@ -1,0 +1,253 @@
+"""The chain and windows with the least predicted time per committed token.
+
+For each chain (a subset of the levels that ends in the target) and mode, time per token is built from below, with
+what is measured: step curves, queues, hops, agreement per pair and position, and the operator's weights (100 = free to
+use, 0 = not used; a weight divides the level's speed).
+
+    t(i, n)   seconds of one step of level i that feeds n tokens, for each of the sequences that share it
+    d(i)      its hop and queue
+    E(i, m)   tokens gained by checking m proposals of the level below
+
+Lock-step (one level at a time):
+
+    time to make m proposals at the lowest level     M(0, m) = d + m t(0, 1)
+    at a higher one                                  M(i, m) = m c(i)
+    time per token                                   c(i) = min over m of (M(i-1, m) + t(i, m+1) + d) / E(i, m)
+
+Overlapped (each level works whenever it can): the sum becomes a cycle in which only a rejection waits.
+With probability A = (all m accepted and the draw after them guessed as well) the level below has gone on meanwhile, and
+the next m proposals are ready; else it waits until the level below has made l new ones:
+
+    cycle     C = t(i, m+1) + d + (1 - A) F(i-1, l)
+    tokens    A E(m') + (1 - A) E(l),  m' = what the level below makes within the step, at most m
+    fill      F(0, l) = d + l t(0, 1);   F(i, l) = d + max(t(i, 1), l c(i))
+    time per token below the target: never more than by its own draws alone, c(i) <= t(i, 1)
+
+No model is exact: ``Planner`` multiplies each prediction by a measured correction of its chain.
+A chain of the target alone is always a candidate. Under load t grows with the sequences that share a level, so that
+windows shrink and levels drop out by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from specrouter_core.agreement import expected_tokens
+from specrouter_core.chain import MAX_LOOKAHEAD, Plan
+from specrouter_core.profile import Profile
+
+WINDOWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+MAX_LEAST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level as the planner sees it."""
+
+    name: str
+    profile: Profile
+    weight: float = 100.0  # the operator's, 0 .. 100
+    sharing: float = 1.0  # sequences that share one replica's steps, this one included
+    slowest: int = 10**9  # longest text it can hold, tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One candidate with its prediction."""
+
+    plan: Plan
+    seconds: float  # predicted per committed token, with the correction
+    model: float  # without it
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A chain up to some level: how fast its text grows."""
+
+    levels: tuple[str, ...]
+    windows: tuple[int, ...]
+    least: tuple[int, ...]
+    pace: float  # c(i), seconds per token
+    first: float  # d(i) of the top of this part
+    step: float  # t(i, 1)
+    drafts: bool  # a lowest level: m tokens cost d + m t
+
+
+Rates = Callable[[str, str], Sequence[float]]
+
+
+def candidates(
+    levels: Sequence[Level], rates: Rates, *, overlapped: bool, max_window: int = 16, max_lookahead: int = 24
+) -> list[tuple[Plan, float]]:
+    """Every chain of the levels (lowest first, the target last) with its best windows: (plan, seconds per token)."""
+    usable = [level for level in levels[:-1] if level.weight > 0] + [levels[-1]]
+    windows = [w for w in WINDOWS if w <= max_window]
+    parts: list[_Part] = []
+    out: list[tuple[Plan, float]] = []
+    for i, level in enumerate(usable):
+        top = i + 1 == len(usable)
+        cost = _Cost.of(level, max(windows) + 1)
+        new = [_lowest(level.name, cost)]
+        new += [_extend(part, level.name, cost, rates, windows, overlapped=overlapped, top=top) for part in parts]
+        if top:
+            out = [(_plan(part, overlapped, max_lookahead), part.pace) for part in new]
+        parts += new
+    return out
+
+
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    step: list[float]  # seconds of a step by tokens of this sequence, index 1 ..
+    delay: float
+
+    @classmethod
+    def of(cls, level: Level, most: int) -> _Cost:
+        speed = level.weight / 100
+        curve, sharing = level.profile.curve, max(level.sharing, 1.0)
+        step = [0.0] + [curve.seconds(n * sharing) / speed for n in range(1, most + 1)]
+        return cls(step, level.profile.hop.value + level.profile.queue.value)
+
+
+def _lowest(name: str, cost: _Cost) -> _Part:
+    return _Part((name,), (8,), (1,), cost.step[1] + cost.delay / 8, cost.delay, cost.step[1], True)
+
+
+def _extend(
+    part: _Part, name: str, cost: _Cost, rates: Rates, windows: Sequence[int], *, overlapped: bool, top: bool
+) -> _Part:
+    """The best window of level ``name`` over ``part``."""
+    agree = list(rates(part.levels[-1], name))
+    gain = expected_tokens(agree, max(windows) + 1)
+    best: tuple[float, int, int] | None = None
+    for m in windows:
+        if not overlapped:
+            found = _lockstep(part, cost, gain, m), m, 1
+        else:
+            found = min(
+                (_overlapped(part, cost, gain, m, least), m, least) for least in range(1, min(m, MAX_LEAST) + 1)
+            )
+        if best is None or found[0] < best[0]:
+            best = found
+    assert best is not None  # noqa: S101 - windows is never empty
+    pace, window, least = best
+    if overlapped and not top:
+        pace = min(pace, cost.step[1])
+    return _Part(
+        (*part.levels, name), (*part.windows, window), (*part.least, least), pace, cost.delay, cost.step[1], False
+    )
+
+
+def _lockstep(part: _Part, cost: _Cost, gain: list[float], m: int) -> float:
+    make = part.first + m * part.step if part.drafts else m * part.pace
+    return (make + cost.step[m + 1] + cost.delay) / gain[m]
+
+
+def _overlapped(part: _Part, cost: _Cost, gain: list[float], m: int, least: int) -> float:
+    busy = cost.step[m + 1] + cost.delay
+    ahead = min(float(m), max(1.0, busy / part.pace))
+    low = int(ahead)
+    ready = gain[low] + (ahead - low) * (gain[min(low + 1, len(gain) - 1)] - gain[low])
+    on = max(0.0, gain[low + 1] - gain[low]) if low + 1 < len(gain) else 0.0  # all accepted, and the next guessed
+    fill = part.first + (least * part.step if part.drafts else max(part.step, least * part.pace))
+    short = cost.step[least + 1] + cost.delay
+    return (on * busy + (1 - on) * (short + fill)) / (on * ready + (1 - on) * gain[least])
+
+
+def _plan(part: _Part, overlapped: bool, max_lookahead: int) -> Plan:
+    if len(part.levels) == 1:
+        return Plan(part.levels, (8,), 1, overlapped)
+    windows = (part.windows[1], *part.windows[1:]) if len(part.windows) > 1 else part.windows
+    lookahead = min(max_lookahead, MAX_LOOKAHEAD, max(2 * part.windows[-1], sum(part.windows[1:])))
+    least = tuple(min(least, window) for least, window in zip(part.least, windows, strict=True))
+    return Plan(part.levels, windows, max(lookahead, 1), overlapped, least)
+
+
+@dataclass(slots=True)
+class _Correction:
+    """Measured over predicted, of one chain."""
+
+    ratio: float = 1.0
+    seen: float = 0.0
+
+
+class Planner:
+    """Chooses plans, learns how wrong its predictions are, and does not flutter.
+
+    ``gain`` is the least predicted improvement, as a share, for which a sequence changes its chain. ``explore`` is the
+    share of choices that go to the candidate least lately measured among those predicted within twice the best.
+    """
+
+    def __init__(self, *, gain: float = 0.05, explore: float = 0.02) -> None:
+        self.gain = gain
+        self.explore = explore
+        self._corrections: dict[tuple[str, ...], _Correction] = {}
+        self._since_exploring = 0.0
+        self._table: list[Choice] = []
+
+    def choose(
+        self,
+        levels: Sequence[Level],
+        rates: Rates,
+        *,
+        overlapped: Sequence[bool] = (True, False),
+        current: Plan | None = None,
+        allowed: Callable[[Plan], bool] | None = None,
+        max_window: int = 16,
+    ) -> Plan:
+        """The plan for a sequence now. Pure apart from the exploration count; keeps the table for ``explain``."""
+        table: list[Choice] = []
+        for mode in overlapped:
+            for plan, model in candidates(levels, rates, overlapped=mode, max_window=max_window):
+                alone = len(plan.levels) == 1
+                if alone and mode is not overlapped[0]:
+                    continue
+                if alone or allowed is None or allowed(plan):
+                    table.append(Choice(plan, model * self._ratio(plan), model))
+        table.sort(key=lambda choice: choice.seconds)
+        self._table = table
+        best = table[0]
+        self._since_exploring += self.explore
+        if self._since_exploring >= 1 and current is None:
+            self._since_exploring -= 1
+            near = [c for c in table if c.seconds < 2 * best.seconds]
+            return min(near, key=lambda c: self._seen(c.plan)).plan
+        kept = next((c for c in table if current is not None and _same_chain(c.plan, current)), None)
+        if kept is not None and kept.seconds <= best.seconds * (1 + self.gain):
+            return kept.plan
+        return best.plan
+
+    def observe(self, plan: Plan, seconds: float) -> None:
+        """A sequence ran with ``plan`` (chosen from the last table) at this measured time per token."""
+        choice = next((c for c in self._table if _same_chain(c.plan, plan)), None)
+        if choice is None or seconds <= 0 or choice.model <= 0:
+            return
+        found = self._corrections.setdefault(_key(plan), _Correction())
+        found.seen = found.seen * 0.98 + 1
+        ratio = min(max(seconds / choice.model, 0.1), 10.0)
+        found.ratio += max(0.1, 1 / (found.seen + 1)) * (ratio - found.ratio)
+
+    def explain(self) -> list[Choice]:
+        """The table the last choice was made from, best first."""
+        return self._table
+
+    def _ratio(self, plan: Plan) -> float:
+        found = self._corrections.get(_key(plan))
+        return found.ratio if found else 1.0
+
+    def _seen(self, plan: Plan) -> float:
+        found = self._corrections.get(_key(plan))
+        return found.seen if found else 0.0
+
+
+def _key(plan: Plan) -> tuple[str, ...]:
+    return (*plan.levels, "overlapped" if plan.overlapped and len(plan.levels) > 1 else "lockstep")
+
+
+def _same_chain(a: Plan, b: Plan) -> bool:
+    return _key(a) == _key(b)
+
+
+def weights_of(levels: Sequence[Level]) -> Mapping[str, float]:
+    """The weights a choice was made with, for people."""
+    return {level.name: level.weight for level in levels}
