@@ -119,18 +119,14 @@ def _extend(
     """The best window of level ``name`` over ``part``."""
     agree = list(rates(part.levels[-1], name))
     gain = expected_tokens(agree, max(windows) + 1)
-    best: tuple[float, int, int] | None = None
-    for m in windows:
-        if not overlapped:
-            found = _lockstep(part, cost, gain, m), m, 1
-        else:
-            found = min(
-                (_overlapped(part, cost, gain, m, least), m, least) for least in range(1, min(m, MAX_LEAST) + 1)
-            )
-        if best is None or found[0] < best[0]:
-            best = found
-    assert best is not None  # noqa: S101 - windows is never empty
-    pace, window, least = best
+    if overlapped:
+        # the window for a middling wait, then the wait for that window: near the best of the grid, much cheaper
+        _, window = min((_overlapped(part, cost, gain, m, min(m, 2)), m) for m in windows)
+        waits = range(1, min(window, MAX_LEAST) + 1)
+        pace, least = min((_overlapped(part, cost, gain, window, n), n) for n in waits)
+    else:
+        least = 1
+        pace, window = min((_lockstep(part, cost, gain, m), m) for m in windows)
     if overlapped and not top:
         pace = min(pace, cost.step[1])
     return _Part(
