@@ -31,14 +31,14 @@ class Scene:
 
 
 SCENES = (
-    Scene("A question", "Why is the sky blue? Explain it to a curious child in a few sentences."),
+    Scene("A question", "Explain in one paragraph how rainbows form."),
     Scene(
         "A text to rewrite, where much can be copied",
-        "Correct the spelling mistakes in this text and write the whole text again, changing nothing else:\n\n"
-        "The lighthouse stood at the end of the long pier. Every evening the keeper climbed the narow stairs, lit the "
-        "great lamp and watched the ships come home. In the winter the waves reached the windows, and the wind sang "
-        "in the chimney. The keeper wrote the name of every ship in a thick book, and when the book was full he began "
-        "annother.",
+        "Write this text again in short sentences:\n\n"
+        "The museum opens at nine in the morning and closes at six in the evening. On Mondays it stays closed. Tickets "
+        "cost twelve euros, and children under the age of ten go in for free. The oldest room shows coins, maps and "
+        "letters that sailors brought home from the islands. In the garden behind the house there is a small cafe "
+        "with a view of the harbour.",
     ),
 )
 

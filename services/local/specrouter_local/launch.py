@@ -142,7 +142,7 @@ class Launcher:
         with screen.Board(console) as board:
             while (ended := self._child.ended()) is None:
                 state = self.run.read()
-                if state and state.pid == self._child.pid:
+                if state and state.pid == self._child.pid and state.phase in ("starting", "ready"):
                     board.draw(state, last=state.phase == "ready")
                     if state.phase == "ready":
                         return state

@@ -98,6 +98,7 @@ class Mesh:
             places = [place for place in self._places if place.part.kind in kinds and place.child is not None]
             process.stop([place.child for place in places if place.child is not None], grace, hurry)
             for place in places:
+                place.state.note = ""
                 self._enter(place, "gone")
 
     def fail(self, problem: str) -> None:
