@@ -14,13 +14,14 @@ Lock-step (one level at a time):
     at a higher one                                  M(i, m) = m c(i)
     time per token                                   c(i) = min over m of (M(i-1, m) + t(i, m+1) + d) / E(i, m)
 
-Overlapped (each level works whenever it can): the sum becomes a cycle in which only a rejection waits.
-With probability A = (all m accepted and the draw after them guessed as well) the level below has gone on meanwhile, and
-the next m proposals are ready; else it waits until the level below has made l new ones:
+Overlapped (each level works whenever it can): the sum becomes a cycle in which only a rejection waits. While level i
+checks, the level below makes text at its own pace c(i-1), and the lowest has drafted on beyond that. With probability A
+(all of it accepted, and the draw after it guessed) the next call follows at once; else it waits for l new drafts:
 
-    cycle     C = t(i, m+1) + d + (1 - A) F(i-1, l)
-    tokens    A E(m') + (1 - A) E(l),  m' = what the level below makes within the step, at most m
-    fill      F(0, l) = d + l t(0, 1);   F(i, l) = d + max(t(i, 1), l c(i))
+    cycle     A B(n) + (1 - A) (B(l) + d(0) + l t(0, 1)),      B(n) = t(i, n+1) + d(i)
+    tokens    A G(k, n) + (1 - A) G(0, l)
+    G(k, n)   tokens gained from n proposals, the first k checked by the level below and the rest only drafted
+    k, n      what is ready after a check: k = B / c(i-1), n = k + t(i-1, 1) / t(0, 1), at most the window
     time per token below the target: never more than by its own draws alone, c(i) <= t(i, 1)
 
 No model is exact: ``Planner`` multiplies each prediction by a measured correction of its chain.
@@ -69,9 +70,9 @@ class _Part:
     windows: tuple[int, ...]
     least: tuple[int, ...]
     pace: float  # c(i), seconds per token
-    first: float  # d(i) of the top of this part
     step: float  # t(i, 1)
-    drafts: bool  # a lowest level: m tokens cost d + m t
+    draft: float  # t(0, 1)
+    delay: float  # d(0)
 
 
 Rates = Callable[[str, str], Sequence[float]]
@@ -110,51 +111,68 @@ class _Cost:
 
 
 def _lowest(name: str, cost: _Cost) -> _Part:
-    return _Part((name,), (8,), (1,), cost.step[1] + cost.delay / 8, cost.delay, cost.step[1], True)
+    return _Part((name,), (8,), (1,), cost.step[1] + cost.delay / 8, cost.step[1], cost.step[1], cost.delay)
 
 
 def _extend(
     part: _Part, name: str, cost: _Cost, rates: Rates, windows: Sequence[int], *, overlapped: bool, top: bool
 ) -> _Part:
     """The best window of level ``name`` over ``part``."""
-    agree = list(rates(part.levels[-1], name))
-    gain = expected_tokens(agree, max(windows) + 1)
+    most = max(windows) + 1
+    checked = expected_tokens(list(rates(part.levels[-1], name)), most)
     if overlapped:
+        drafted = checked if len(part.levels) == 1 else expected_tokens(list(rates(part.levels[0], name)), most)
+        gain = _Gain(checked, drafted)
         # the window for a middling wait, then the wait for that window: near the best of the grid, much cheaper
         _, window = min((_overlapped(part, cost, gain, m, min(m, 2)), m) for m in windows)
         waits = range(1, min(window, MAX_LEAST) + 1)
         pace, least = min((_overlapped(part, cost, gain, window, n), n) for n in waits)
+        pace = pace if top else min(pace, cost.step[1])
     else:
         least = 1
-        pace, window = min((_lockstep(part, cost, gain, m), m) for m in windows)
-    if overlapped and not top:
-        pace = min(pace, cost.step[1])
+        pace, window = min((_lockstep(part, cost, checked, m), m) for m in windows)
     return _Part(
-        (*part.levels, name), (*part.windows, window), (*part.least, least), pace, cost.delay, cost.step[1], False
+        (*part.levels, name), (*part.windows, window), (*part.least, least), pace, cost.step[1], part.draft, part.delay
     )
 
 
 def _lockstep(part: _Part, cost: _Cost, gain: list[float], m: int) -> float:
-    make = part.first + m * part.step if part.drafts else m * part.pace
+    make = part.delay + m * part.draft if len(part.levels) == 1 else m * part.pace
     return (make + cost.step[m + 1] + cost.delay) / gain[m]
 
 
-def _overlapped(part: _Part, cost: _Cost, gain: list[float], m: int, least: int) -> float:
+@dataclass(frozen=True, slots=True)
+class _Gain:
+    """G(k, n): tokens gained from n proposals of which the first k were checked by the level below."""
+
+    checked: list[float]
+    drafted: list[float]
+
+    def __call__(self, k: int, n: int) -> float:
+        run = self.checked[k] - self.checked[k - 1] if k else 1.0
+        return self.checked[k] + run * (self.drafted[n - k] - 1)
+
+    def guessed(self, k: int, n: int) -> float:
+        """The probability that all n are accepted and one more is guessed."""
+        return self(k, n + 1) - self(k, n)
+
+
+def _overlapped(part: _Part, cost: _Cost, gain: _Gain, m: int, least: int) -> float:
     busy = cost.step[m + 1] + cost.delay
-    ahead = min(float(m), max(1.0, busy / part.pace))
-    low = int(ahead)
-    ready = gain[low] + (ahead - low) * (gain[min(low + 1, len(gain) - 1)] - gain[low])
-    on = max(0.0, gain[low + 1] - gain[low]) if low + 1 < len(gain) else 0.0  # all accepted, and the next guessed
-    fill = part.first + (least * part.step if part.drafts else max(part.step, least * part.pace))
-    short = cost.step[least + 1] + cost.delay
-    return (on * busy + (1 - on) * (short + fill)) / (on * ready + (1 - on) * gain[least])
+    k = min(m, int(busy / part.pace))
+    n = k if len(part.levels) == 1 else min(m, k + int(part.step / part.draft / 2))
+    n = max(n, 1)
+    on = gain.guessed(k, n)
+    wait = part.delay + least * part.draft
+    cycle = on * busy + (1 - on) * (cost.step[least + 1] + cost.delay + wait)
+    return cycle / (on * gain(k, n) + (1 - on) * gain(0, least))
 
 
 def _plan(part: _Part, overlapped: bool, max_lookahead: int) -> Plan:
     if len(part.levels) == 1:
         return Plan(part.levels, (8,), 1, overlapped)
-    windows = (part.windows[1], *part.windows[1:]) if len(part.windows) > 1 else part.windows
-    lookahead = min(max_lookahead, MAX_LOOKAHEAD, max(2 * part.windows[-1], sum(part.windows[1:])))
+    windows = (part.windows[1], *part.windows[1:])
+    lookahead = min(max_lookahead, MAX_LOOKAHEAD, 2 * part.windows[-1])
     least = tuple(min(least, window) for least, window in zip(part.least, windows, strict=True))
     return Plan(part.levels, windows, max(lookahead, 1), overlapped, least)
 
