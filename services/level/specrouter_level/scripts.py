@@ -134,9 +134,9 @@ def _torch(  # noqa: PLR0913
     from specrouter_level import reproducible  # noqa: PLC0415
 
     threads = reproducible.prepare(threads)
-    from specrouter_level import torch_engine  # noqa: PLC0415  # imports torch, whose settings must stand first
+    from specrouter_level.torch_engine import load  # noqa: PLC0415  # imports torch, whose settings must stand first
 
-    return torch_engine.load(
+    return load(
         model,
         dtype=dtype,
         quantization=quantization,
@@ -146,8 +146,13 @@ def _torch(  # noqa: PLR0913
         slots=slots,
         max_rows=max_rows,
         exactness=exactness,
-        progress=log.info,
+        progress=_progress,
     )
+
+
+def _progress(part: str, done: float) -> None:
+    if done in (0.0, 1.0):
+        log.info("%s: %s", part, "done" if done else "started")
 
 
 def main() -> None:
