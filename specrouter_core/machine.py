@@ -34,7 +34,7 @@ A chain of one level is the target alone; its window is the tokens drawn in one 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -112,6 +112,7 @@ class Commit:
     start: int
     tokens: tuple[int, ...]
     origins: tuple[str, ...]  # per token, the level that first proposed it
+    draws: tuple[Mapping[str, int], ...] = ()  # per token, what each level below the target drew there, where it did
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ class _Lane:
     ahead: list[int] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     flight: int | None = None
+    recent: list[_Flight] = field(default_factory=list)  # calls whose draws may lie beyond the committed text
     dry: bool = False  # it had no more to offer at the end of this very text
     failures: int = 0
 
@@ -311,8 +313,9 @@ class Machine:
     def _commit(self, tokens: list[int], origins: list[str]) -> None:
         room = self.limit - len(self.committed)
         tokens, origins = tokens[:room], origins[:room]
-        self._actions.append(Commit(len(self.committed), tuple(tokens), tuple(origins)))
+        start = len(self.committed)
         self.committed += tokens
+        self._actions.append(Commit(start, tuple(tokens), tuple(origins), self._draws(start)))
         self.rounds += 1
         for origin in origins:
             self.tallies[origin].committed += 1
@@ -322,6 +325,23 @@ class Machine:
             else:
                 lane.become((), ())
         self._end_if_complete()
+
+    def _draws(self, start: int) -> tuple[Mapping[str, int], ...]:
+        """What the levels below the target drew on committed text, per token from ``start`` on."""
+        draws: list[dict[str, int]] = [{} for _ in range(start, len(self.committed))]
+        for lane in self._lanes[:-1]:
+            for flight in lane.recent:
+                settled = self.committed[flight.base :]
+                first = len(flight.ahead)
+                if settled[:first] != list(flight.ahead):
+                    continue
+                for at, token in enumerate(flight.tokens[: len(settled) - first], first + flight.base):
+                    if at >= start:
+                        draws[at - start][lane.level] = token
+                    if token != self.committed[at]:
+                        break
+            lane.recent = [f for f in lane.recent if f.base + len(f.ahead) + f.asked > len(self.committed)]
+        return tuple(draws)
 
     def _roll_back(self, i: int) -> None:
         """Level i's text has changed: each lower level extends it or becomes it."""
@@ -460,6 +480,8 @@ class Machine:
         lane.flight = self._calls
         flight = _Flight(lane.level, len(self.committed), tuple(lane.ahead), proposals, more)
         self._flights[self._calls] = flight
+        if i + 1 < len(self._lanes):
+            lane.recent = [*lane.recent[-REMEMBERED:], flight]
         self._forget()
         self.tallies[lane.level].calls += 1
         self._actions.append(Call(lane.level, self._calls, flight.base, flight.ahead, proposals, more))

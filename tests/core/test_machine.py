@@ -96,7 +96,8 @@ class World:
                     self.waiting = [w for w in self.waiting if w[0].call != action.call]
                 case Commit():
                     assert action.start == start + len(self.got), "a token twice, or a gap"
-                    assert len(action.tokens) == len(action.origins) > 0
+                    assert len(action.tokens) == len(action.origins) == len(action.draws) > 0
+                    self.check_draws(action)
                     self.got += action.tokens
                     self.origins += action.origins
                 case Finish():
@@ -104,6 +105,13 @@ class World:
                 case Lost():
                     self.waiting = [w for w in self.waiting if w[0].level != action.level]
         self.check_invariant()
+
+    def check_draws(self, commit: Commit) -> None:
+        """What a level is said to have drawn on committed text is what it draws there."""
+        for at, draws in enumerate(commit.draws, commit.start):
+            assert self.machine.plan.target not in draws
+            for level, token in draws.items():
+                assert token == self.draws[level](self.machine.committed[:at])
 
     def check_invariant(self) -> None:
         lanes = self.machine._lanes
@@ -256,17 +264,18 @@ def test_origins_name_the_first_proposer() -> None:
     (call,) = machine.receive(Reply(call.call, [13, 14, 15], True))
     assert (call.level, call.proposals) == ("t", (10, 12, 13, 14))
     commit, *_ = machine.receive(Reply(call.call, [10, 12, 13, 99], True))
-    assert commit == Commit(1, (10, 12, 13, 99), ("a", "b", "a", "t"))
+    draws = ({"a": 10, "b": 10}, {"a": 11, "b": 12}, {"a": 13, "b": 13}, {"a": 14, "b": 14})
+    assert commit == Commit(1, (10, 12, 13, 99), ("a", "b", "a", "t"), draws)
 
 
 def test_the_target_alone_streams_a_windowful() -> None:
     machine = Machine(Plan(("t",), (4,)), [1], limit=20)
     (call,) = machine.start()
     assert (call.proposals, call.more) == ((), 3)
-    assert machine.receive(Reply(call.call, [5], False)) == [Commit(1, (5,), ("t",))]
+    assert machine.receive(Reply(call.call, [5], False)) == [Commit(1, (5,), ("t",), ({},))]
     assert machine.receive(Reply(call.call, [5], False)) == []
     commit, following = machine.receive(Reply(call.call, [5, 6, 8, 9], True))
-    assert commit == Commit(2, (6, 8, 9), ("t",) * 3)
+    assert commit == Commit(2, (6, 8, 9), ("t",) * 3, ({},) * 3)
     assert following.base == 5
 
 
