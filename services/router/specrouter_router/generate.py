@@ -1,0 +1,263 @@
+"""RouterService: the gRPC interface, token by token the same as the REST one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from specrouter.v1 import level_pb2, router_pb2
+
+from specrouter_core.sampling import Sampling
+from specrouter_router.refusal import InvalidError, RefusedError
+from specrouter_router.request import MAX_MESSAGES, Request, check_stops, check_text, random_seed
+from specrouter_router.router import Router
+from specrouter_router.sequence import FINISHES
+from specrouter_router.story import Account, Chunk, End, Reader, Story
+from specrouter_router.tokenizer import TokenizerError
+
+log = logging.getLogger(__name__)
+
+SERVICE = "specrouter.v1.RouterService"
+OPTIONS = (
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_concurrent_streams", 512),
+    ("grpc.so_reuseport", 0),  # a second router on the port must fail, not share it
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # clients may ping
+)
+CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    502: grpc.StatusCode.UNAVAILABLE,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+ROLES = ("system", "user", "assistant")
+MAX_NAME_BYTES = 64
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RouterServer:
+    """One grpc.aio server for one router."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=1024)
+        pb = router_pb2
+        handlers = {
+            "Generate": grpc.unary_stream_rpc_method_handler(
+                self._generate, _parser(pb.GenerateRequest), pb.GenerateResponse.SerializeToString
+            ),
+            "Cancel": grpc.unary_unary_rpc_method_handler(
+                self._cancel, _parser(pb.CancelRequest), pb.CancelResponse.SerializeToString
+            ),
+            "Attach": grpc.unary_stream_rpc_method_handler(
+                self._attach, _parser(pb.AttachRequest), pb.AttachResponse.SerializeToString
+            ),
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    async def start(self, address: str) -> int:
+        """Listen on ``host:port``; returns the port. OSError when the port is taken."""
+        try:
+            port: int = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}") from error
+        await self._server.start()
+        return port
+
+    async def stop(self, seconds: float) -> None:
+        """Take no more calls; running ones may end within ``seconds``."""
+        await self._server.stop(seconds)
+
+    async def _generate(self, message: object, context: Context) -> AsyncIterator[router_pb2.GenerateResponse]:
+        if not isinstance(message, router_pb2.GenerateRequest):
+            await _abort(context, RefusedError("not a GenerateRequest"))
+        try:
+            request = await self._request(message)
+            sequence = self._router.submit(request, message.WhichOneof("prompt") or "prompt")
+        except RefusedError as refusal:
+            await _abort(context, refusal)
+        try:
+            form = _Form(sequence.id, sequence.story, len(request.prompt), request.sampling.seed, message.report)
+            form.levels = sequence.levels
+            async for response in _follow(Reader(sequence.story), form, context):
+                yield response
+        finally:
+            sequence.cancel()  # does nothing after its end
+
+    async def _request(self, message: router_pb2.GenerateRequest) -> Request:
+        """What the message asks for. Raises RefusedError."""
+        family = self._router.family.name
+        if message.model != family:
+            raise InvalidError("model", f"there is no {message.model[:80]!r}, only {family!r}")
+        self._router.admit()
+        sampling = _sampling(message.sampling) if message.HasField("sampling") else Sampling(seed=random_seed())
+        return Request(
+            prompt=await self._prompt(message),
+            max_tokens=message.max_tokens,
+            sampling=sampling,
+            stop=check_stops(message.stop),
+            chain=tuple(message.chain),
+            ignore_eos=message.ignore_eos,
+        )
+
+    async def _prompt(self, message: router_pb2.GenerateRequest) -> list[int]:
+        router = self._router
+        match message.WhichOneof("prompt"):
+            case "text":
+                text = check_text("text", message.text)
+                return await router.ids(partial(router.tokenizer.encode, text)) if text else []
+            case "tokens":
+                return list(message.tokens.ids)
+            case "chat":
+                messages = _conversation(message.chat)
+                try:
+                    return await router.ids(partial(router.tokenizer.render, messages))
+                except TokenizerError as error:
+                    raise InvalidError("chat", str(error)) from error
+            case _:
+                raise InvalidError("prompt", "one of text, chat and tokens must be set")
+
+    async def _cancel(self, message: object, context: Context) -> router_pb2.CancelResponse:
+        if not isinstance(message, router_pb2.CancelRequest):
+            await _abort(context, RefusedError("not a CancelRequest"))
+        await _check_name(context, message.sequence)
+        return router_pb2.CancelResponse(cancelled=self._router.cancel(message.sequence))
+
+    async def _attach(self, message: object, context: Context) -> AsyncIterator[router_pb2.AttachResponse]:
+        if not isinstance(message, router_pb2.AttachRequest):
+            await _abort(context, RefusedError("not an AttachRequest"))
+        await _check_name(context, message.sequence)
+        try:
+            story = await self._router.find(message.sequence)
+            if message.offset > story.delivered:
+                raise InvalidError("offset", f"only {story.delivered} tokens were generated, got {message.offset}")
+        except RefusedError as refusal:
+            await _abort(context, refusal)
+        form = _Form(message.sequence, story, 0, 0, report=False)
+        async for response in _follow(Reader(story, message.offset), form, context):
+            yield router_pb2.AttachResponse(event=response)
+
+
+class _Form:
+    """How one story looks on the wire."""
+
+    def __init__(self, sequence: str, story: Story, prompt_tokens: int, seed: int, report: bool) -> None:
+        self._sequence = sequence
+        self._story = story
+        self._prompt_tokens = prompt_tokens
+        self._seed = seed
+        self._report = report
+        self.levels: tuple[str, ...] = ()
+
+    def chunk(self, chunk: Chunk) -> router_pb2.GenerateResponse:
+        origins = [self.levels.index(origin) for origin in chunk.origins] if self._report else ()
+        return router_pb2.GenerateResponse(
+            sequence=self._sequence, offset=chunk.offset, tokens=chunk.tokens, text=chunk.text, origins=origins
+        )
+
+    def last(self, end: End) -> router_pb2.GenerateResponse:
+        tokens = self._story.tokens
+        return router_pb2.GenerateResponse(
+            sequence=self._sequence,
+            offset=len(tokens),
+            text="".join(text for text, _ in end.pieces),
+            finish=FINISHES[end.reason],
+            usage=router_pb2.Usage(prompt_tokens=self._prompt_tokens, completion_tokens=len(tokens)),
+            report=_report(end.account) if self._report else None,
+            seed=self._seed,
+        )
+
+
+async def _follow(reader: Reader, form: _Form, context: Context) -> AsyncIterator[router_pb2.GenerateResponse]:
+    while not isinstance(event := await reader.next(), End):
+        yield form.chunk(event)
+    if event.refusal is not None:
+        await _abort(context, event.refusal)
+    yield form.last(event)
+
+
+def _report(account: Account) -> router_pb2.Report:
+    return router_pb2.Report(
+        rounds=account.rounds,
+        levels=[
+            router_pb2.LevelReport(
+                level=level.level,
+                calls=level.calls,
+                drawn=level.drawn,
+                offered=level.offered,
+                accepted=level.accepted,
+                committed=level.committed,
+                compute_us=int(level.compute_ms * 1000),
+                queue_us=int(level.queue_ms * 1000),
+            )
+            for level in account.levels
+        ],
+        lost=account.lost,
+    )
+
+
+def _sampling(message: level_pb2.Sampling) -> Sampling:
+    """Raises InvalidError, naming the field."""
+    try:
+        return Sampling(
+            seed=message.seed,
+            temperature=message.temperature,
+            top_k=message.top_k,
+            top_p=message.top_p if message.HasField("top_p") else 1.0,
+            min_p=message.min_p,
+            repetition_penalty=message.repetition_penalty if message.HasField("repetition_penalty") else 1.0,
+            presence_penalty=message.presence_penalty,
+            frequency_penalty=message.frequency_penalty,
+            logit_bias=dict(message.logit_bias),
+        )
+    except ValueError as error:
+        field, _, what = str(error).partition(": ")
+        raise InvalidError(f"sampling.{field}", what) from error
+
+
+def _conversation(chat: router_pb2.ChatPrompt) -> list[dict[str, str]]:
+    """Raises InvalidError, naming the field."""
+    if not 1 <= len(chat.messages) <= MAX_MESSAGES:
+        raise InvalidError("chat.messages", f"1 to {MAX_MESSAGES} are needed, got {len(chat.messages)}")
+    messages = []
+    for i, message in enumerate(chat.messages):
+        if message.role not in ROLES:
+            raise InvalidError(f"chat.messages.{i}.role", f"must be {', '.join(ROLES)}, got {message.role[:40]!r}")
+        content = check_text(f"chat.messages.{i}.content", message.content)
+        messages.append({"role": message.role, "content": content})
+    return messages
+
+
+async def _check_name(context: Context, name: str) -> None:
+    if not 1 <= len(name.encode()) <= MAX_NAME_BYTES:
+        await _abort(context, InvalidError("sequence", f"must be 1 to {MAX_NAME_BYTES} bytes"))
+
+
+async def _abort(context: Context, refusal: RefusedError) -> NoReturn:
+    await context.abort(CODES.get(refusal.status, grpc.StatusCode.INTERNAL), refusal.message)
+    raise AssertionError("abort returns by an exception")
+
+
+def _parser(kind: type[Message]) -> Callable[[bytes], Message | None]:
+    """A message that can't be parsed is None to its handler, so that it ends its call with a clear status."""
+
+    def parse(data: bytes) -> Message | None:
+        try:
+            message = kind()
+            message.ParseFromString(data)
+            return message
+        except DecodeError:
+            return None
+
+    return parse

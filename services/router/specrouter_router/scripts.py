@@ -1,0 +1,137 @@
+"""The ``specrouter-router`` command: one router process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Generator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from specrouter_router import family as families
+from specrouter_router import tokenizer as tokenizers
+from specrouter_router.family import Family, FamilyError
+from specrouter_router.generate import RouterServer
+from specrouter_router.metrics import Metrics
+from specrouter_router.openai_api import make_app
+from specrouter_router.router import Router, StartError
+from specrouter_router.store import RedisStore, StoreError
+from specrouter_router.tokenizer import Tokenizer, TokenizerError
+
+log = logging.getLogger(__name__)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+DRAIN_S = 10.0  # running sequences may take so long to end when the process is asked to stop
+GRPC_GRACE_S = 1.0
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: the process stops in an order of its own."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals alone."""
+        yield
+
+
+class ServeError(Exception):
+    """One line for people: why the process ends."""
+
+
+@app.command()
+def serve(
+    family: Annotated[Path, typer.Option(help="Family file; its levels need addresses.", envvar="SPECROUTER_FAMILY")],
+    redis_url: Annotated[str, typer.Option(help="redis://host:port", envvar="SPECROUTER_REDIS_URL")],
+    host: Annotated[str, typer.Option(help="Address to listen on.", envvar="SPECROUTER_HOST")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=1, max=65535, envvar="SPECROUTER_HTTP_PORT")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, envvar="SPECROUTER_GRPC_PORT")] = 8001,
+) -> None:
+    """Serve one family: OpenAI's interface on the HTTP port, RouterService on the gRPC port."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        loaded = families.load(family)
+        for i, level in enumerate(loaded.levels):
+            if level.address is None:
+                raise FamilyError(f"{family}: levels.{i}.address: required by the router")
+        tokenizer = tokenizers.load(loaded.tokenizer)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(loaded, tokenizer, redis_url, host, http_port, grpc_port))
+    except (FamilyError, TokenizerError, ServeError, StoreError, StartError, OSError, ValueError) as error:
+        log.error("%s", " ".join(str(error).split()))
+        raise typer.Exit(1) from error
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop where it is installed: about a fifth less time per round."""
+    module = import_module("uvloop" if find_spec("uvloop") else "asyncio")
+    factory: Callable[[], asyncio.AbstractEventLoop] = module.new_event_loop
+    return factory
+
+
+async def _serve(
+    family: Family, tokenizer: Tokenizer, redis_url: str, host: str, http_port: int, grpc_port: int
+) -> None:
+    metrics = Metrics()
+    store = RedisStore(redis_url, metrics)
+    await store.open()
+    router = Router(family, tokenizer, store, metrics)
+    http = HttpServer(
+        uvicorn.Config(
+            make_app(router),
+            host=host,
+            port=http_port,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=2,
+        )
+    )
+    grpc_server = RouterServer(router)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    await grpc_server.start(f"{host}:{grpc_port}")
+    http_task = asyncio.create_task(_http(http, host, http_port), name="http")
+    start_task = asyncio.create_task(router.start(), name="start")
+    stop_task = asyncio.create_task(stopping.wait(), name="stop")
+    try:
+        await asyncio.wait({http_task, start_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
+        if start_task.done() and not http_task.done():
+            start_task.result()
+            await asyncio.wait({http_task, stop_task}, return_when=asyncio.FIRST_COMPLETED)
+        if http_task.done():
+            http_task.result()
+            raise ServeError("the HTTP server ended")
+        log.info("stopping")
+    finally:
+        start_task.cancel()
+        stop_task.cancel()
+        await router.stop(DRAIN_S)
+        http.should_exit = True
+        await grpc_server.stop(GRPC_GRACE_S)
+        await asyncio.wait({http_task}, timeout=3)
+        await store.close()
+
+
+async def _http(server: HttpServer, host: str, port: int) -> None:
+    """Serve until told to stop. Raises ServeError when the port is taken."""
+    try:
+        await server.serve()
+    except SystemExit as error:  # how uvicorn says that it cannot listen
+        raise ServeError(f"cannot listen on {host}:{port}") from error
+
+
+def main() -> None:
+    """Entry point of ``specrouter-router``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

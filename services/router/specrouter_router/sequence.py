@@ -1,0 +1,311 @@
+"""One running sequence: its state machine, and everybody who acts for it.
+
+The machine says what to do; here it is done: calls go to the links, commits to the story and the record, and
+when the machine has finished, the levels are told to forget the sequence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from time import perf_counter
+
+from specrouter.v1 import level_pb2 as pb
+from specrouter.v1 import router_pb2
+
+from specrouter_core.machine import (
+    Action,
+    Call,
+    Cancel,
+    Commit,
+    Event,
+    Failed,
+    Finish,
+    Lost,
+    Machine,
+    Replan,
+    Reply,
+    Withdraw,
+)
+from specrouter_core.prefix import Text
+from specrouter_router.holding import Holding
+from specrouter_router.link import Flight, Link
+from specrouter_router.metrics import Metrics
+from specrouter_router.planner import Choice
+from specrouter_router.refusal import RefusedError
+from specrouter_router.store import Record
+from specrouter_router.story import Account, LevelAccount, Reason, Story
+
+log = logging.getLogger(__name__)
+
+MAX_MORE = 64  # of one call, on the wire
+OVERLOAD_S = 60.0  # so long an overloaded target is asked again
+RETRY_MS = (1, 1000)  # bounds of the pause that an overloaded level asks for
+
+FINISHES: dict[Reason | None, router_pb2.Finish.ValueType] = {
+    "stop": router_pb2.FINISH_STOP,
+    "length": router_pb2.FINISH_LENGTH,
+    "cancelled": router_pb2.FINISH_CANCELLED,
+    None: router_pb2.FINISH_UNSPECIFIED,  # it broke off, and could be taken up again
+}
+
+
+class Sequence:
+    """See the module. ``touch`` is called when something is to be published, at most once until ``publish``."""
+
+    def __init__(
+        self,
+        record: Record,
+        choice: Choice,
+        links: Mapping[str, Link],
+        story: Story,
+        metrics: Metrics,
+        touch: Callable[[Sequence], None],
+    ) -> None:
+        spec = record.spec
+        self.id = spec.sequence
+        self.story = story
+        self.record = record
+        self._links = links
+        self._metrics = metrics
+        self._touch = touch
+        self._wanted = choice.wanted
+        self._target = choice.now.target
+        self._machine = Machine(
+            choice.now,
+            spec.prompt,
+            limit=len(spec.prompt) + spec.max_tokens,
+            stop_ids=frozenset(spec.params.stop_ids),
+        )
+        self._text = Text(spec.prompt)
+        self._holdings = {name: Holding(self._text, spec.params) for name in choice.wanted.levels}
+        self._calls: dict[int, tuple[Flight, Call]] = {}
+        self._accounts = {name: LevelAccount(name) for name in choice.wanted.levels}
+        self._fresh: list[Commit] = []
+        self._touched = False
+        self._came_back = False  # a level that the plan lacks
+        self._overloaded_since: float | None = None
+        self._refusal: RefusedError | None = None
+        self._matched = False
+        self._last = perf_counter()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the machine has finished."""
+        return self._machine.finished is not None
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels that it may use, lowest first."""
+        return self._wanted.levels
+
+    def start(self) -> None:
+        """The first calls, and the record."""
+        self._touched = True
+        self._touch(self)
+        self._carry_out(self._machine.start())
+
+    def cancel(self) -> None:
+        """Nobody wants the rest."""
+        self._take(Cancel())
+
+    def break_off(self, refusal: RefusedError) -> None:
+        """End with an error."""
+        if not self.ended:
+            self._refusal = refusal
+            self.cancel()
+
+    def came_back(self, level: str) -> None:
+        """The level is there again: use it from the next round on, if it is wanted."""
+        self._came_back = self._came_back or level in self._wanted.levels
+
+    # What links say.
+
+    def fill(self, flight: Flight, message: pb.ExtendCall) -> None:
+        """See link.Owner."""
+        call = self._calls[flight.call][1]
+        message.sequence = self.id
+        message.epoch = self.record.epoch
+        self._holdings[call.level].name_prefix(message, call.base, call.ahead)
+        message.proposals.extend(call.proposals)
+        message.more = min(call.more, MAX_MORE)
+
+    def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:
+        """See link.Owner."""
+        outcome = reply.outcome
+        if outcome == pb.OUTCOME_UNSPECIFIED:
+            self._take(Reply(flight.call, list(reply.tokens), False))
+            return
+        level = self._calls[flight.call][1].level
+        self._metrics.calls.labels(level, pb.Outcome.Name(outcome)[8:].lower()).inc()
+        account, timing = self._accounts[level], reply.timing
+        account.compute_ms += timing.compute_us / 1000
+        account.queue_ms += timing.queue_us / 1000
+        if outcome == pb.OUTCOME_DONE:
+            del self._calls[flight.call]
+            self._holdings[level].confirm()
+            if level == self._target:
+                self._overloaded_since = None
+            self._take(Reply(flight.call, list(reply.tokens), True))
+        else:
+            self._not_done(flight, level, reply)
+
+    def _not_done(self, flight: Flight, level: str, reply: pb.ExtendReply) -> None:
+        why = reply.message or pb.Outcome.Name(reply.outcome)
+        if reply.outcome == pb.OUTCOME_PREFIX_UNKNOWN:
+            if self._holdings[level].correct(reply.held, reply.held_hash):
+                self._links[level].send(flight)
+            else:
+                self.failed(flight, "it holds nothing of what it said it holds", False)
+        elif reply.outcome == pb.OUTCOME_OVERLOADED:
+            self._overloaded(flight, level, reply, why)
+        elif reply.outcome == pb.OUTCOME_STALE_EPOCH:
+            self.break_off(RefusedError(f"level {level}: {why}: another router owns the sequence", status=502))
+        else:
+            if reply.tokens:
+                self._take(Reply(flight.call, list(reply.tokens), False))
+            self.failed(flight, why, False)
+
+    def _overloaded(self, flight: Flight, level: str, reply: pb.ExtendReply, why: str) -> None:
+        loop = asyncio.get_running_loop()
+        pause = min(max(reply.retry_ms, RETRY_MS[0]), RETRY_MS[1]) / 1000
+        if level != self._target:
+            loop.call_later(pause, self.failed, flight, why, False)
+            return
+        now = perf_counter()
+        self._overloaded_since = self._overloaded_since or now
+        if now - self._overloaded_since > OVERLOAD_S:
+            self.failed(flight, f"{why} (for {OVERLOAD_S:g} s)", True)
+        else:
+            loop.call_later(pause, self._again, flight, level)
+
+    def _again(self, flight: Flight, level: str) -> None:
+        if flight.call in self._calls:
+            self._links[level].send(flight)
+
+    def failed(self, flight: Flight, why: str, gone: bool) -> None:
+        """See link.Owner."""
+        if flight.call in self._calls:
+            _, call = self._calls.pop(flight.call)
+            self._metrics.calls.labels(call.level, "gone" if gone else "failed").inc()
+            self._take(Failed(flight.call, fatal=gone, why=why))
+
+    def broke(self, error: Exception) -> None:
+        """See link.Owner."""
+        log.error("sequence %s broke off", self.id, exc_info=error)
+        self.break_off(RefusedError("the router failed on a reply", status=500))
+
+    # What the machine wants.
+
+    def _take(self, event: Event) -> None:
+        self._carry_out(self._machine.receive(event))
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        committed = False
+        for action in actions:
+            match action:
+                case Call():
+                    flight = Flight(self, action.call, patient=action.level == self._target)
+                    self._calls[action.call] = (flight, action)
+                    self._links[action.level].send(flight)
+                case Withdraw():
+                    gone = self._calls.pop(action.call, None)
+                    if gone is not None:
+                        self._links[action.level].withdraw(gone[0])
+                case Commit():
+                    self._text.extend(action.tokens)
+                    self._fresh.append(action)
+                    committed = True
+                    now = perf_counter()
+                    self._metrics.round_seconds.observe(now - self._last)
+                    self._last = now
+                case Lost():
+                    log.warning("sequence %s goes on without level %s: %s", self.id, action.level, action.why)
+                case Finish():
+                    if action.reason == "error":
+                        self._refusal = RefusedError(f"level {action.why}", status=502, code="level_failed")
+        if (committed or self.ended) and not self._touched:
+            self._touched = True
+            self._touch(self)
+        if committed and self._came_back and not self.ended:
+            self._use_again()
+
+    def _use_again(self) -> None:
+        """Back to the wanted chain, as far as its levels are there."""
+        self._came_back = False
+        plan = self._wanted
+        for name in self._wanted.levels[:-1]:
+            if not self._links[name].ready:
+                plan = plan.without(name)
+        if plan.levels != self._machine.plan.levels:
+            self._take(Replan(plan))
+
+    # What clients and the record get.
+
+    def publish(self) -> bool:
+        """Add what was committed to story and record. Returns whether the sequence has ended."""
+        self._touched = False
+        fresh, self._fresh = self._fresh, []
+        for commit in fresh:
+            if self._matched:
+                break
+            self._metrics.rounds.inc()
+            for token, origin in zip(commit.tokens, commit.origins, strict=True):
+                if self.story.append(token, origin):
+                    self._matched = True
+                    break
+            for origin, count in Counter(commit.origins).items():
+                self._metrics.tokens.labels(origin).inc(count)
+        if self._matched and not self.ended:
+            self._touched = True  # the end is being published already
+            self.cancel()
+            self._fresh.clear()
+        record = self.record
+        record.round += 1
+        if self.ended:
+            record.ended = True
+            record.finish = FINISHES[self._reason()]
+            for name in self._wanted.levels:
+                self._links[name].release(self.id)
+        return self.ended
+
+    def _reason(self) -> Reason | None:
+        if self._matched:
+            return "stop"
+        finish = self._machine.finished
+        if self._refusal is not None or finish is None or finish.reason == "error":
+            return None
+        return finish.reason
+
+    # What the store says.
+
+    def written(self, tokens: int, ended: bool) -> None:
+        """See store.Listener."""
+        self.story.deliver(tokens)
+        if ended and self.story.end is None:
+            reason = self._reason()
+            self.story.close(reason, self.account(), None if reason else self._refusal)
+
+    def refused(self, why: str) -> None:
+        """See store.Listener."""
+        log.error("sequence %s: %s", self.id, why)
+        refusal = RefusedError(why, status=502, code="taken_over")
+        if self.ended:
+            if self.story.end is None:
+                self.story.close(None, self.account(), refusal)
+        else:
+            self.break_off(refusal)
+
+    def account(self) -> Account:
+        """What happened so far."""
+        machine = self._machine
+        committed = Counter(self.story.origins)
+        for name, account in self._accounts.items():
+            tally = machine.tallies.get(name)
+            if tally is not None:
+                account.calls, account.drawn = tally.calls, tally.drawn
+                account.offered, account.accepted = tally.offered, tally.accepted
+            account.committed = committed[name]
+        return Account(machine.rounds, list(self._accounts.values()), list(machine.lost))

@@ -1,0 +1,65 @@
+"""What the router says of itself: health, readiness, status, metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse, Response
+
+from specrouter_router.link import Link
+from specrouter_router.router import Router
+
+
+def status_routes(router: Router) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.get("/healthz", response_class=PlainTextResponse)
+    async def healthz() -> str:
+        """Whether the process lives."""
+        return "ok\n"
+
+    @routes.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "not ready"}})
+    async def readyz() -> Response:
+        """Whether requests are taken: 200 or 503."""
+        why = router.why_not_ready
+        return PlainTextResponse(f"{why or 'ready'}\n", 503 if why else 200)
+
+    @routes.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        return Response(router.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @routes.get("/v1/status")
+    async def status() -> dict[str, Any]:
+        """The family's levels as they are now."""
+        family = router.family
+        return {
+            "model": family.name,
+            "levels": [_level(link) for link in router.links.values()],
+            "chain": {
+                "mode": family.chain.mode,
+                "levels": [level.name for level in family.levels],
+                "windows": dict(family.chain.windows),
+                "lookahead": family.chain.lookahead,
+            },
+            "sequences": len(router.running),
+            "redis": "lost" if router.store.lost else "ok",
+        }
+
+    return routes
+
+
+def _level(link: Link) -> dict[str, Any]:
+    info = link.info
+    return {
+        "name": link.name,
+        "address": link.address,
+        "ready": link.ready,
+        "model_digest": info.model_digest if info else "",
+        "dtype": info.dtype if info else "",
+        "device": info.device if info else "",
+        "engine": info.engine if info else "",
+        "max_length": info.max_length if info else 0,
+    }
