@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 
 import pytest
-
-from specrouter_core.sampling import Sampling
 from specrouter_level.engine import Drawn, Params, Span, StepCost
 from specrouter_level.stub import ALPHABET, STOP_ID, VOCAB_DIGEST, StubEngine, curve, step_seconds
+
+from specrouter_core.sampling import Sampling
 
 PROMPT = list(b"hello there")
 
@@ -85,10 +85,10 @@ def test_step_times_follow_the_curve() -> None:
 
 @pytest.mark.parametrize("text", ["5", "1:", ":3", "a:1", "0:1", "2:1,1:2", "1:-1", "1:nan", "1:2,,"])
 def test_a_wrong_curve_is_refused_by_name(text: str) -> None:
-    with pytest.raises(ValueError, match="^step-ms: "):
+    with pytest.raises(ValueError, match=r"^step-ms: "):
         curve(text)
 
 
 def test_a_wrong_agreement_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="^agreement: "):
+    with pytest.raises(ValueError, match=r"^agreement: "):
         stub("a", 1.5)

@@ -10,7 +10,7 @@ from specrouter.v1 import level_pb2 as pb
 from specrouter_level.call import Call
 
 MAX_REPLIES = 256  # in one message
-FULL = 1024  # waiting replies at which the reader must stop reading
+FULL = 256  # waiting replies at which the reader must stop reading
 
 
 class Stream:
