@@ -193,7 +193,7 @@ def test_detached_it_stays_until_down(cache: Path, monkeypatch: pytest.MonkeyPat
     assert "router: ready in" in done.stdout
     assert len(answer("--seed", "1")["tokens"]) == 60
     assert call("down") == "stub is down\n"
-    assert not any(running(pid) for pid in [state.pid, *(part.pid for part in state.parts)])
+    assert until(lambda: not any(running(pid) for pid in [state.pid, *(part.pid for part in state.parts)]), 5)
     assert "no mesh is up; `specrouter up` starts one" in call("status", code=1)
 
 

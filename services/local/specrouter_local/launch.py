@@ -21,7 +21,7 @@ from specrouter_local.mesh import Mesh, PartError, new_state
 from specrouter_local.process import Child
 from specrouter_local.state import MeshState, Run
 
-DOWN_LIMIT = 20.0  # seconds the launcher may take to end its parts
+DOWN_LIMIT = 30.0  # seconds the launcher may take to end its parts
 APPEAR_LIMIT = 30.0  # seconds until a background launcher has written its state
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -113,7 +113,7 @@ def up(console: Console, family: Family, wanted: Wanted) -> int:
             console.print(Text(str(error), style="red"))
             return 1
         finally:
-            console.print(Text("\n  ending the parts", style="dim"))
+            console.print(Text("\n  ending the parts (once more: at once)", style="dim"))
             mesh.stop(lambda: signals.count > 1)
         run.clear()
     return 0

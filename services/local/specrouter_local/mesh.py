@@ -22,7 +22,7 @@ TICK = 0.05  # seconds between looks
 PROBE_EVERY = 0.2  # seconds between questions to a part that isn't ready
 STEADY = 60.0  # seconds a part must have been ready for its restarts to be forgotten
 FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0  # seconds before a restart; doubles in between
-ROUTER_GRACE, GRACE = 5.0, 8.0  # seconds to end in after SIGTERM
+ROUTER_GRACE, GRACE = 12.0, 8.0  # seconds to end in after SIGTERM; the router lets running answers end first
 LAST_LINES, SOME_LINES = 20, 6  # of a log: when the mesh ends, when it goes on
 
 

@@ -22,7 +22,7 @@ from specrouter_local.errors import UserError
 HOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)
 REDIS_MEMORY = "512mb"  # records are small and have a TTL; full, the oldest go first
-PART_SETTINGS = ("SPECROUTER_LEVEL_", "SPECROUTER_ROUTER_")
+PART_SETTINGS = "SPECROUTER_LEVEL_"  # begins the names of a level's own settings
 LEVEL_OPTIONS = (
     "model", "dtype", "quantization", "device", "threads", "max_length", "slots", "exactness", "agreement", "step_ms",
 )  # fmt: skip
@@ -141,7 +141,7 @@ def router_part(family_file: Path, redis_url: str, port: int, grpc_port: int, st
     argv = [_program("specrouter-router"), "--family", str(family_file), "--host", HOST]
     argv += ["--http-port", str(port), "--grpc-port", str(grpc_port)]
     # By environment, since others can read a command line and the address may hold a password.
-    env = _environment() | {"SPECROUTER_ROUTER_REDIS_URL": redis_url}
+    env = _environment() | {"SPECROUTER_REDIS_URL": redis_url}
     url = f"http://{HOST}:{port}"
     return Part(
         "router", "router", tuple(argv), env, url, lambda: probes.http(f"{url}/readyz"), 60.0, stage=stage, restarts=0
@@ -149,7 +149,7 @@ def router_part(family_file: Path, redis_url: str, port: int, grpc_port: int, st
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without settings for single levels or routers, and with: logs without delay, offline."""
+    """This process's, without settings that are meant for one level, and with: logs without delay, offline."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(PART_SETTINGS)}
     return inherited | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
