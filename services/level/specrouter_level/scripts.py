@@ -75,8 +75,8 @@ def serve(  # noqa: PLR0913  # the command line's options
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         if engine is EngineName.TORCH:
-            if model is None:
-                raise ValueError("model: the torch engine needs the directory of the weights")
+            if model is None or not model.is_dir():  # said before torch is loaded, which takes seconds
+                raise ValueError(f"model: the torch engine needs the directory of the weights, got {model}")
             made = _torch(
                 model,
                 dtype=dtype,
