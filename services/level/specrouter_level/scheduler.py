@@ -191,6 +191,7 @@ class Scheduler:
         for call in self._live:
             rows = _rows(call)
             (long if rows > SHORT else short).append((call, rows))
+        long.sort(key=lambda entry: entry[0].received)  # prompts one after the other: the first is ready sooner
         room = self.info.max_rows
         kept = room // 4 if long else 0
         for queue, keep in ((short, kept), (long, 0)):
