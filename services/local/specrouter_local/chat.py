@@ -19,7 +19,7 @@ def legend(levels: Sequence[str]) -> Text:
     palette = colours(levels)
     line = Text("  each token in the colour of the level that proposed it first:  ", style="dim")
     for i, level in enumerate(levels):
-        role = " (the target)" if i == len(levels) - 1 else ""
+        role = " (the target)" if i == len(levels) - 1 and level != "target" else ""
         line.append("■ ", style=palette[level]).append(f"{level}{role}   ")
     return line
 

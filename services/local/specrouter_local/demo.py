@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from specrouter_local.chat import Talk, legend
 from specrouter_local.client import Answer, Message, Router, Settings
+from specrouter_local.painter import WIDTH
 from specrouter_local.state import MeshState
 
 MAX_TOKENS = 160
@@ -33,8 +35,8 @@ class Scene:
 SCENES = (
     Scene("A question", "Explain in one paragraph how rainbows form."),
     Scene(
-        "A text to rewrite, where much can be copied",
-        "Write this text again in short sentences:\n\n"
+        "A text to rewrite",
+        "Write this text again as a list, with one sentence per line:\n\n"
         "The museum opens at nine in the morning and closes at six in the evening. On Mondays it stays closed. Tickets "
         "cost twelve euros, and children under the age of ten go in for free. The oldest room shows coins, maps and "
         "letters that sailors brought home from the islands. In the garden behind the house there is a small cafe "
@@ -72,7 +74,7 @@ def play(console: Console, state: MeshState) -> bool:
         pairs = []
         for scene in SCENES:
             console.rule(Text(scene.title, style="bold"), align="left", style="dim")
-            console.print(Text(f"\n  {scene.prompt}", style="italic"))
+            console.print(Padding(Text(scene.prompt, style="italic"), (1, 2, 0, 2)), width=min(console.width, WIDTH))
             by_chain = talk.say(chain, _asked(scene.prompt))
             console.print(Text(f"  The same by {target} alone:", style="dim"))
             pairs.append(Pair(scene, by_chain, talk.say(alone, _asked(scene.prompt))))
@@ -81,38 +83,41 @@ def play(console: Console, state: MeshState) -> bool:
     console.rule(Text("Comparison", style="bold"), align="left", style="dim")
     console.print()
     console.print(comparison(pairs, target))
-    console.print(Text(f"\n  {CAVEAT}", style="dim"), width=min(console.width, 100))
+    console.print(Padding(Text(CAVEAT, style="dim"), (1, 2)), width=min(console.width, WIDTH))
     return all(pair.identical for pair in pairs)
 
 
 def comparison(pairs: Sequence[Pair], target: str) -> Table:
-    """One row per scene."""
-    table = Table(box=None, padding=(0, 2), header_style="dim")
+    """One column per scene."""
+    table = Table(box=None, padding=(0, 3, 0, 2))
     table.add_column("")
-    table.add_column("same text")
-    for name in ("tokens", "chain", f"{target} alone", "times faster"):
-        table.add_column(name, justify="right")
-    table.add_column("accepted")
     for pair in pairs:
-        table.add_row(
-            Text(pair.scene.title.split(",")[0], style="bold"),
-            Text("yes", style="green") if pair.identical else Text("NO", style="bold red"),
-            str(pair.chain.count),
-            f"{pair.chain.ms_per_token:.1f} ms/token",
-            f"{pair.alone.ms_per_token:.1f} ms/token",
-            Text(f"{pair.alone.ms_per_token / pair.chain.ms_per_token:.2f}x", style="bold"),
-            Text(accepted(pair.chain), style="dim"),
+        table.add_column(pair.scene.title)
+
+    def row(name: str, values: Iterable[str | Text]) -> None:
+        table.add_row(Text(name, style="dim"), *values)
+
+    row("identical text", (Text("yes", "bold green") if pair.identical else Text("NO", "bold red") for pair in pairs))
+    row("tokens", (str(pair.chain.count) for pair in pairs))
+    row("by the chain", (f"{pair.chain.ms_per_token:.1f} ms per token" for pair in pairs))
+    row(f"by {target} alone", (f"{pair.alone.ms_per_token:.1f} ms per token" for pair in pairs))
+    row("times faster", (Text(f"{pair.alone.ms_per_token / pair.chain.ms_per_token:.2f}", "bold") for pair in pairs))
+    accounts = [pair.chain.report for pair in pairs if pair.chain.report]
+    if len(accounts) == len(pairs):
+        row(
+            f"calls of {target}",
+            (
+                f"{account['rounds']} instead of {pair.alone.count}"
+                for account, pair in zip(accounts, pairs, strict=True)
+            ),
         )
+        for i, level in enumerate(accounts[0]["levels"][1:], start=1):
+            taken = [account["levels"][i] for account in accounts]
+            row(
+                f"accepted by {level['level']}",
+                (f"{entry['accepted']} of {entry['offered']} proposals" for entry in taken),
+            )
     return table
-
-
-def accepted(answer: Answer) -> str:
-    """For each level above the lowest, how many proposals of the level below it took."""
-    if not answer.report:
-        return ""
-    levels = answer.report["levels"]
-    words = [f"{entry['level']} {entry['accepted']} of {entry['offered']}" for entry in levels[1:]]
-    return ", ".join(words) + f", in {answer.report['rounds']} rounds"
 
 
 def _asked(prompt: str) -> list[Message]:

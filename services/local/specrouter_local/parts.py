@@ -122,14 +122,14 @@ def _level_part(level: LevelSpec, http_port: int, stage: int, restarts: int) -> 
         value = getattr(level, field)
         if value is not None:
             argv += [f"--{field.replace('_', '-')}", str(value)]
-    ready = f"http://{host}:{http_port}/v2/health/ready"
+    http_address = f"{host}:{http_port}"
     return Part(
         level.name,
         "level",
         tuple(argv),
         _environment(),
         address,
-        lambda: probes.level(ready, address),
+        lambda: probes.level(http_address, address),
         patience=900.0 if level.engine == "torch" else 60.0,
         stage=stage,
         restarts=restarts,
@@ -142,9 +142,17 @@ def router_part(family_file: Path, redis_url: str, port: int, grpc_port: int, st
     argv += ["--http-port", str(port), "--grpc-port", str(grpc_port)]
     # By environment, since others can read a command line and the address may hold a password.
     env = _environment() | {"SPECROUTER_REDIS_URL": redis_url}
-    url = f"http://{HOST}:{port}"
+    address = f"{HOST}:{port}"
     return Part(
-        "router", "router", tuple(argv), env, url, lambda: probes.http(f"{url}/readyz"), 60.0, stage=stage, restarts=0
+        "router",
+        "router",
+        tuple(argv),
+        env,
+        address,
+        lambda: probes.http(address, "/readyz"),
+        60.0,
+        stage=stage,
+        restarts=0,
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
+from http.client import HTTPConnection, HTTPException
 
 import grpc
-import httpx
 from specrouter.v1 import level_pb2, level_pb2_grpc
 
 PATIENCE = 0.5  # seconds a part may take to answer
@@ -21,17 +21,21 @@ def redis(host: str, port: int) -> str | None:
         return None
 
 
-def http(url: str) -> str | None:
-    """Something to say when ``url`` answers 200, else None."""
+def http(address: str, path: str) -> str | None:
+    """Something to say when a GET of ``path`` answers 200, else None. ``address``: host:port."""
+    connection = HTTPConnection(address, timeout=PATIENCE)
     try:
-        return "" if httpx.get(url, timeout=PATIENCE, trust_env=False).status_code == 200 else None
-    except httpx.HTTPError:
+        connection.request("GET", path)
+        return "" if connection.getresponse().status == 200 else None
+    except (OSError, HTTPException):
         return None
+    finally:
+        connection.close()
 
 
-def level(ready_url: str, address: str) -> str | None:
+def level(http_address: str, address: str) -> str | None:
     """What the level says of itself when both its ports answer, else None."""
-    if http(ready_url) is None:
+    if http(http_address, "/v2/health/ready") is None:
         return None
     try:
         with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:

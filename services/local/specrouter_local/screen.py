@@ -94,7 +94,7 @@ def parts_table(parts: list[PartState], spinner: Spinner | None = None) -> Table
             mark,
             Text(part.name, style="bold"),
             Text(KINDS[part.kind], style="dim"),
-            Text(part.address.removeprefix("http://"), style="dim"),
+            Text(part.address, style="dim"),
             Text(_words(part), style=style),
             Text(part.note if part.condition == "ready" else "", style="dim"),
         )
