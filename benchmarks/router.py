@@ -3,7 +3,7 @@
 Processes: Valkey, two levels (draft and target, the draft agrees always), one router, and this one, the client. The
 client opens 1, 16 or 64 streams over HTTP with the chain draft -> target, lock-step, windows 4 and 4: a round
 is two calls (one to each level) and commits 5 tokens; each round is written to Valkey and then sent as one event.
-The chain of the target alone (one call a round, window 5) is measured beside it.
+The chain of the target alone (window 4) is measured beside it.
 
 - added_ms: the time from one event of a stream to the next, as the client sees it. It holds everything that isn't the
   model: router, two hops each way over loopback, the levels' own scheduling, the record's write, and, on a machine with
@@ -72,7 +72,7 @@ def start_mesh(folder: Path, redis_url: str) -> tuple[list[subprocess.Popen[byte
         argv = [BIN / "specrouter-level", "--name", name, "--engine", "stub", "--slots", "64"]
         argv += ["--grpc-port", str(grpc_port), "--http-port", str(http_port), "--max-length", "100000"]
         processes.append(subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-    lines.append("chain: {mode: lockstep, windows: {draft: 4, target: 5}}")
+    lines.append("chain: {mode: lockstep, windows: {draft: 4, target: 4}}")
     family.write_text("\n".join(lines))
     argv = [BIN / "specrouter-router", "--family", family, "--redis-url", redis_url]
     argv += ["--http-port", str(ports[4]), "--grpc-port", str(ports[5])]
