@@ -16,6 +16,11 @@ from specrouter_core.noise import GOLDEN, MASK, mix
 START = 0x53706563526F7574
 
 
+def step(value: int, token: int) -> int:
+    """The hash of a text and one more token."""
+    return mix(value ^ ((token + 1) * GOLDEN & MASK))
+
+
 class Text:
     """Token ids of one sequence with the hash of each of its prefixes."""
 
@@ -33,7 +38,7 @@ class Text:
         """Append tokens."""
         last = self.hashes[-1]
         for token in tokens:
-            last = mix(last ^ ((token + 1) * GOLDEN & MASK))
+            last = step(last, token)
             self.tokens.append(token)
             self.hashes.append(last)
 

@@ -18,7 +18,7 @@ from specrouter_core.prefix import START, Text
 from specrouter_core.sampling import Sampling
 
 SAMPLING = {"seed": 7, "temperature": 0.8}
-STOP = ord(".")  # the reference text after PROMPT draws it only at its 60th place
+STOP = ord("c")  # the reference text after PROMPT draws it only at its 70th place
 
 
 class StrictEngine:
@@ -389,14 +389,15 @@ def test_score_answers_at_every_position() -> None:
 def test_a_failed_step_fails_its_calls_and_loses_their_kv() -> None:
     engine, scheduler, router = world(max_rows=70)
     router.answer(engine, router.ask("a", PROMPT))
-    for _ in range(3):
-        number = router.ask("a", PROMPT)
+    for i in range(3):
+        number = router.ask("a", [*PROMPT, 97 + i])
         scheduler.form()
         scheduler.fail("the engine failed: RuntimeError")
         assert router.answer(engine, number).outcome == pb.OUTCOME_INTERNAL
     assert not scheduler.healthy
-    reply = router.answer(engine, router.ask("a", PROMPT))
-    assert list(reply.tokens) == reference(engine, PROMPT, 1) and reply.timing.tokens == len(PROMPT)
+    text = [*PROMPT, 120]
+    reply = router.answer(engine, router.ask("a", text))
+    assert list(reply.tokens) == reference(engine, text, 1) and reply.timing.tokens == len(text)
     assert scheduler.healthy
 
 
@@ -469,3 +470,42 @@ def test_a_message_takes_at_most_256_calls() -> None:
     ends = {reply.call: reply.outcome for message in messages if message for reply in message.replies}
     assert len(ends) == 258
     assert [ends[i] for i in (256, 257, 258)] == [pb.OUTCOME_DONE, pb.OUTCOME_INVALID, pb.OUTCOME_INVALID]
+
+
+def test_a_newer_call_takes_up_what_the_older_ones_step_found() -> None:
+    """A level that draws on by itself is given proposals in the middle of a step: nothing is computed twice."""
+    engine, scheduler, router = world()
+    prefix = list(PROMPT)
+    right = reference(engine, prefix, 6)
+    router.answer(engine, router.ask("a", prefix))  # holds right[0]
+    first = router.ask("a", [*prefix, right[0]], base=len(prefix), more=5)
+    drawn = engine.step(scheduler.form())  # finds right[1], but before the level can say so:
+    second = router.ask("a", [*prefix, right[0]], base=len(prefix), proposals=right[1:4])
+    scheduler.finish(drawn, 0.001)
+    before = len(engine.steps)
+    reply = router.answer(engine, second)
+    assert list(reply.tokens) == right[1:5] and reply.outcome == pb.OUTCOME_DONE
+    assert router.replies[first].outcome == pb.OUTCOME_SUPERSEDED
+    (step,) = engine.steps[before:]
+    assert list(step[0].text[step[0].start :]) == right[1:4], "the known draw is checked without a step of its own"
+
+
+def test_a_wrong_proposal_is_refused_without_a_step_where_the_draw_is_known() -> None:
+    engine, _, router = world()
+    prefix = list(PROMPT)
+    right = reference(engine, prefix, 1)
+    router.answer(engine, router.ask("a", prefix))
+    before = len(engine.steps)
+    reply = router.answer(engine, router.ask("a", prefix, base=len(prefix), proposals=[right[0] ^ 1, 97]))
+    assert list(reply.tokens) == right and reply.outcome == pb.OUTCOME_DONE
+    assert len(engine.steps) == before
+
+
+def test_known_draws_go_with_other_sampling() -> None:
+    engine, _, router = world()
+    prefix = list(PROMPT)
+    router.answer(engine, router.ask("a", prefix))
+    other = pb.SequenceParams(sampling=pb.Sampling(seed=8, temperature=0.8), prompt_length=1)
+    before = len(engine.steps)
+    router.answer(engine, router.ask("a", prefix, params=other))
+    assert len(engine.steps) == before + 1

@@ -43,6 +43,7 @@ class Call:
     fed: int = 0
     batch: int = 0
     rows: int = 0
+    head: int = 0  # hash of the text that the running step draws after
     tokens: list[int] = field(default_factory=list)  # all draws so far
     likelihoods: list[float] = field(default_factory=list)  # per draw, of the most likely token
     probes: list[list[tuple[int, float]]] = field(default_factory=list)

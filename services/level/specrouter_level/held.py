@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from specrouter_core.prefix import Text
-from specrouter_level.engine import Params
+from specrouter_core.prefix import Text, step
+from specrouter_level.engine import Drawn, Params
 
 if TYPE_CHECKING:
     from specrouter_level.call import Call
     from specrouter_level.stream import Stream
+
+MAX_KNOWN = 256  # draws remembered of one sequence
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +34,7 @@ class Held:
     stream: Stream | None = None  # whose calls it takes: the last one that sent any
     call: Call | None = None
     fed: Sequence[int] | None = None  # what the slot will hold after the step that runs now; None = in no step
+    known: dict[int, tuple[int, float]] = field(default_factory=dict)  # hash of a prefix -> its draw and confidence
     released: bool = False  # ended while in a step: free the slot when the step ends
 
     @property
@@ -50,6 +53,18 @@ class Held:
         self.text.truncate(base + shared)
         self.text.extend(suffix[shared:])
         self.valid = min(self.valid, base + shared)
+
+    def remember(self, value: int, fed: Sequence[int], drawn: Drawn) -> None:
+        """Keep the draws of a step: the first after the prefix of hash ``value``, each next after one token of ``fed``.
+
+        A draw depends on its prefix alone, so it answers any later call that comes to the same place. That
+        is what makes superseding cheap: the newer call takes up what the older one's last step found.
+        """
+        for i, token in enumerate(drawn.tokens):
+            self.known[value] = token, drawn.confidence[i]
+            value = step(value, fed[i] if i < len(fed) else token)
+        while len(self.known) > MAX_KNOWN:
+            del self.known[next(iter(self.known))]
 
     def settle(self) -> None:
         """After a step whose call is gone: keep the KV of what the step fed and the text still shares."""

@@ -116,6 +116,8 @@ class Scheduler:
             if held is None:
                 pause = min(max(int(self._seconds * 1000 * RETRY_STEPS), 1), 1000)
                 return self._refuse(stream, message, pb.OUTCOME_OVERLOADED, "every slot is busy", retry_ms=pause)
+            if held.params != params:
+                held.known.clear()
             held.params = params
         elif held is None or not held.text.holds(message.base, message.base_hash):
             return self._unknown(stream, message, held)
@@ -142,6 +144,8 @@ class Scheduler:
         self._live[call] = None
         if not call.score:
             self.counts.proposed += len(call.rest)
+        if not call.score and not call.probe:
+            self._recall(call)
 
     def _unknown(self, stream: Stream, message: pb.ExtendCall, held: Held | None) -> None:
         reply = pb.ExtendReply(
@@ -209,6 +213,7 @@ class Scheduler:
             call.batch = max(call.batch, len(self._step))
             call.rows = max(call.rows, rows_used)
             call.held.fed = span.text
+            call.head = call.held.text.hashes[-1]
         if len(self._step) < len(self._live):  # those left out come first next time
             for call, _ in self._step:
                 del self._live[call]
@@ -227,8 +232,12 @@ class Scheduler:
             call.seconds += seconds
             if held.released:
                 self.slots.reclaim(held)
-            elif held.call is not call:
+                continue
+            held.remember(call.head, call.rest, answer)
+            if held.call is not call:
                 held.settle()
+                if held.call is not None and not held.call.score and not held.call.probe:
+                    self._recall(held.call)
             else:
                 held.fed = None
                 self._advance(call, span, answer)
@@ -247,15 +256,28 @@ class Scheduler:
                 self._end(call, pb.OUTCOME_INTERNAL, why)
 
     def _advance(self, call: Call, span: Span, answer: Drawn) -> None:
-        """Compare the draws with the proposals, lengthen the text, end the call or leave it for the next step."""
-        text = call.held.text
-        length = len(text)
+        """After a step: what of the slot is valid now, and what the draws mean."""
+        length = len(call.held.text)
         fed = len(span.text) - length  # proposals fed; below 0 in the middle of a prompt
-        taken, done = _take(call, span, answer, self.info.max_length - length)
+        same = self._grow(call, answer, span.draws)
+        call.held.valid = length + min(same, fed) if fed >= 0 else len(span.text)
+
+    def _recall(self, call: Call) -> None:
+        """Answer as far as the draws are known from earlier steps."""
+        held = call.held
+        while call.held.call is call and (found := held.known.get(held.text.hashes[-1])) is not None:
+            self._grow(call, Drawn([found[0]], [found[1]]), 1)
+
+    def _grow(self, call: Call, answer: Drawn, draws: int) -> int:
+        """Compare the draws with the proposals, lengthen the text, end the call or leave it for the next step.
+
+        Returns how many proposals were accepted.
+        """
+        text = call.held.text
+        taken, done = _take(call, draws, answer, self.info.max_length - len(text))
         same = _accepted(call, taken)
         text.extend(taken)
         call.rest = call.rest[same:] if same == len(taken) else []
-        call.held.valid = length + min(same, fed) if fed >= 0 else len(span.text)
         self.counts.drawn += len(taken)
         if not call.score:
             self.counts.accepted += same
@@ -263,6 +285,7 @@ class Scheduler:
             self._end(call, pb.OUTCOME_DONE)
         elif taken:
             call.stream.grew(call)
+        return same
 
 
 def _rows(call: Call) -> int:
@@ -292,12 +315,12 @@ def _span(call: Call, take: int) -> Span:
     )
 
 
-def _take(call: Call, span: Span, answer: Drawn, room: int) -> tuple[list[int], bool]:
+def _take(call: Call, draws: int, answer: Drawn, room: int) -> tuple[list[int], bool]:
     """Record the draws that count.
 
     Returns the tokens by which the text grows, at most ``room``, and whether the call is done.
     """
-    stop_ids = span.params.stop_ids
+    stop_ids = call.held.params.stop_ids
     taken: list[int] = []
     for i, token in enumerate(answer.tokens):
         call.tokens.append(token)
@@ -319,7 +342,7 @@ def _take(call: Call, span: Span, answer: Drawn, room: int) -> tuple[list[int], 
                 return taken, True
             if proposal is not None:  # what the engine drew after a wrong proposal is void
                 return taken, False
-    return taken, len(answer.tokens) < span.draws  # fewer: the engine has no more to offer
+    return taken, len(answer.tokens) < draws  # fewer: the engine has no more to offer
 
 
 def _accepted(call: Call, taken: list[int]) -> int:

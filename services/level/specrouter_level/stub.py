@@ -1,10 +1,11 @@
 """An engine without a model that speaks a synthetic language, with settable agreement and step time.
 
 The language has 32 symbols (bytes: lower-case letters, space and a few marks). The target's draw is a pure
-function of the last three ids and, at a temperature above 0, of the seed and the position; at
-temperature 0 neither matters. A level of agreement ``a`` draws the target's symbol with probability ``a``,
-independently at every (text, position), and another one else. Agreement 1 is the target. Of the sampling
-parameters only the seed and whether the temperature is 0 play a part. The stop id 0 is never drawn.
+function of the last three ids and, at a temperature above 0, of the seed and the position; at temperature 0
+neither matters. Every (text, position) has a difficulty, uniform in 0 to 1 and the same for all levels: a level
+of agreement ``a`` draws the target's symbol where it is below ``a``, and another one else. So what is easy for
+a level is easy for every better one. Agreement 1 is the target. Of the sampling parameters only the seed and
+whether the temperature is 0 play a part. The stop id 0 is never drawn.
 """
 
 from __future__ import annotations
@@ -112,9 +113,9 @@ class StubEngine:
             a, b, c = (text[i] if i >= 0 else 0 for i in (position - 3, position - 2, position - 1))
             noise = key(sampling.seed, position) if sampling.temperature > 0 else 0
             symbol, value = target(a, b, c, noise)
-            own = mix(value ^ self._salt ^ (position * GOLDEN & MASK))
-            if own >= self._threshold:
-                symbol = (symbol + 1 + own % 31) % 32
+            difficulty = mix(value ^ (position * GOLDEN & MASK))
+            if difficulty >= self._threshold:
+                symbol = (symbol + 1 + mix(difficulty ^ self._salt) % 31) % 32
             confidence = 0.5 + 0.5 * (value & 0xFFFF) / 0x10000
             drawn.tokens.append(ALPHABET[symbol])
             drawn.confidence.append(confidence)
