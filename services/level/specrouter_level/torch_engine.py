@@ -44,6 +44,8 @@ class FixedRows(nn.Module):
 class TorchEngine:
     """A model behind the scheduler; see ``engine.Engine``. Made by ``load``."""
 
+    inline = False
+
     def __init__(self, model: nn.Module, kv: KV, info: Info) -> None:
         self.info = info
         self.padding: dict[int, int] = {}  # rows -> rows to pad to, from the calibration

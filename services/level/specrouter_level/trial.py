@@ -15,8 +15,8 @@ from specrouter_level.weights import RefusedModelError
 
 LENGTH = 24  # tokens of the trial, more if a short sliding window must be passed
 LONGEST = 512  # a longer window is compared by its size alone
-# Largest difference of logits, as part of the largest logit: rounding is a tenth of it, a wrong mask much more.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.08, torch.float16: 0.02}
+# Difference of logits as part of their own spread (standard deviations): rounding is below, a wrong mask far above.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 ROPES_OF_LENGTH = {"dynamic", "longrope"}  # frequencies that change with the length of the batch
 
@@ -78,6 +78,18 @@ def plain(model: nn.Module, ids: Tensor) -> Tensor:
     return logits[0].float()
 
 
+def _run(model: nn.Module, step: Step, ids: Tensor, positions: Tensor) -> Tensor:
+    """Logits of a pass through our path, float32 [rows, vocabulary]."""
+    try:
+        with attention.running(step):
+            output: Any = model(input_ids=ids, position_ids=positions, past_key_values=step, use_cache=True)
+    except (AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError) as error:
+        # It asks the cache or the attention for what other kinds of models need.
+        raise RefusedModelError(f"{type(model).__name__}: does not run over a level's cache: {error}") from error
+    logits: Tensor = output.logits[0]
+    return logits.float()
+
+
 def compare(model: nn.Module, kv: KV, ids: Tensor, want: Tensor) -> None:
     """Run ``ids`` through our path, in parts and in two slots, against ``want``.
 
@@ -91,13 +103,7 @@ def compare(model: nn.Module, kv: KV, ids: Tensor, want: Tensor) -> None:
             pieces = [Piece(slot, i * rows, rows, begin, rows, end) for i, slot in enumerate(slots)]
             step = Step(kv, pieces, rows * len(slots))
             positions = torch.arange(begin, end, device=ids.device)[None].repeat(1, len(slots))
-            with attention.running(step):
-                out = model(
-                    input_ids=ids[:, begin:end].repeat(1, len(slots)),
-                    position_ids=positions,
-                    past_key_values=step,
-                    use_cache=True,
-                )
+            got = _run(model, step, ids[:, begin:end].repeat(1, len(slots)), positions).view(len(slots), rows, -1)
             for layer in range(config.num_hidden_layers):
                 if layer not in step.windows or layer not in kv.keys:
                     raise RefusedModelError(
@@ -105,14 +111,13 @@ def compare(model: nn.Module, kv: KV, ids: Tensor, want: Tensor) -> None:
                     )
                 if step.windows[layer] != _window(config, layer):
                     raise RefusedModelError(f"{type(model).__name__}: layer {layer}: sliding window not passed on")
-            got = out.logits[0].float().view(len(slots), rows, -1)
-            difference = float((got - want[begin:end]).abs().max() / want.abs().max())
-            if not difference <= TOLERANCE[want_dtype(model)]:
+            difference = float((got - want[begin:end]).std() / want.std())
+            if not difference <= TOLERANCE[_dtype(model)]:
                 raise RefusedModelError(
-                    f"{type(model).__name__}: logits differ from the plain model's by {difference:.2g} of the largest"
+                    f"{type(model).__name__}: logits differ from the plain model's by {difference:.2g} of their spread"
                 )
 
 
-def want_dtype(model: nn.Module) -> torch.dtype:
+def _dtype(model: nn.Module) -> torch.dtype:
     """The dtype of the model's weights."""
     return next(model.parameters()).dtype

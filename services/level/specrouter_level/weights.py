@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 PIECE = 1 << 22  # bytes read at a time
@@ -126,6 +127,7 @@ def load(model: Directory, dtype: torch.dtype, device: torch.device) -> nn.Modul
 
     Raises RefusedModelError when transformers does not know the architecture or weights are missing.
     """
+    disable_progress_bar()  # progress is told by the engine
     try:
         loaded, report = AutoModelForCausalLM.from_pretrained(
             model.path,
@@ -134,9 +136,10 @@ def load(model: Directory, dtype: torch.dtype, device: torch.device) -> nn.Modul
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
             output_loading_info=True,
         )
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
         raise RefusedModelError(f"{model.path}: transformers cannot load it: {error}") from error
     if report["missing_keys"] or report["mismatched_keys"]:
         wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
