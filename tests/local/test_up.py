@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from specrouter_local import paths
+from specrouter_local.client import Router
 from specrouter_local.state import MeshState, Run
 
 COMMAND = [sys.executable, "-m", "specrouter_local"]
@@ -152,18 +153,26 @@ def test_a_second_up_of_the_same_name_is_refused(up: Up) -> None:
 
 @pytest.mark.parametrize("level", ["draft", "mid"])
 def test_a_level_killed_mid_stream_changes_no_text_and_comes_back(up: Up, level: str) -> None:
-    before = answer("--seed", "11", "--temperature", "0.8")
+    wanted = ["--max-tokens", "120", "--seed", "11", "--temperature", "0.8"]
+    before = answer(*wanted)
     killed = up.pid(level)
-    argv = [*COMMAND, "generate", "tell me", "--json", "--max-tokens", "60", "--seed", "11", "--temperature", "0.8"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as streaming:
-        time.sleep(1.2)  # the command starts in about half a second, the answer takes about one
+    router = Router(up.first.router)
+    with subprocess.Popen(
+        [*COMMAND, "generate", "tell me", "--json", *wanted], stdout=subprocess.PIPE, text=True
+    ) as streaming:
+        assert until(lambda: router.status()["sequences"] == 1)
+        time.sleep(0.3)
         os.kill(killed, signal.SIGKILL)
+        assert router.status()["sequences"] == 1
         text, _ = streaming.communicate(timeout=60)
-    assert json.loads(text)["tokens"] == before["tokens"]
+    after = json.loads(text)
+    assert after["tokens"] == before["tokens"]
+    assert after["report"]["lost"] == [level]
     assert until(lambda: up.pid(level) not in (0, killed) and f"{level} is back" in up.said())
     assert f"{level} died (killed by SIGKILL)" in up.said()
     assert up.process.poll() is None
-    assert until(lambda: "not reached" not in call("status"))
+    assert until(lambda: all(known["ready"] for known in router.status()["levels"]))
+    router.close()
 
 
 def test_the_death_of_the_router_ends_the_mesh_and_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
