@@ -150,10 +150,9 @@ def test_the_account_counts_tokens_by_level() -> None:
     answer.report = account_of("mid", "target")
     console.print(account(answer, LEVELS))
     shown = plain(console)
-    assert "4 tokens" in shown
-    assert "20.0 tokens/s" in shown
+    assert "4 tokens, 20.0 tokens/s" in shown
     assert "50.0 ms per token" in shown
-    assert "3 of the tokens (75%); 8 of 10 proposals accepted by target" in shown
+    assert "3 tokens (75%), target accepted 8 of 10" in shown
     assert "lost on the way" in shown
 
 

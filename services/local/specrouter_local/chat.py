@@ -11,16 +11,16 @@ from specrouter_local.client import Answer, Message, Router, Settings
 from specrouter_local.errors import UserError
 from specrouter_local.painter import Painter, account, colours
 
-HELP = "Type a message; /reset forgets the conversation, /quit leaves (as does Ctrl-D)."
+HELP = "/reset forgets the conversation, /quit or Ctrl-D leaves."
 
 
 def legend(levels: Sequence[str]) -> Text:
     """Which colour is which level."""
     palette = colours(levels)
-    line = Text("  each token in the colour of the level that proposed it first:  ", style="dim")
+    line = Text("  colour of a token = the level that proposed it first:  ", style="dim")
     for i, level in enumerate(levels):
         role = " (the target)" if i == len(levels) - 1 and level != "target" else ""
-        line.append("■ ", style=palette[level]).append(f"{level}{role}   ")
+        line.append("■ ", style=palette[level]).append(f"{level}{role}  ")
     return line
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -15,7 +15,7 @@ TARGET_COLOUR = "yellow"
 LOWER_COLOURS = ("green", "cyan", "magenta", "blue", "bright_red", "bright_green", "bright_cyan")
 WIDTH = 96  # columns at most
 INDENT = "  "
-BAR = 30  # columns of a bar that stands for all tokens
+BAR = 24  # columns of a bar that stands for all tokens
 
 
 def colours(levels: Sequence[str]) -> dict[str, str]:
@@ -79,29 +79,30 @@ class Painter:
         self._column += len(piece.text)
 
 
-def account(answer: Answer, levels: Sequence[str]) -> Table:
+def account(answer: Answer, levels: Sequence[str]) -> Group:
     """What stands under an answer: speed, and per level what it proposed first and how much of it was right."""
-    palette = colours(levels)
-    table = Table.grid(padding=(0, 2))
-    table.add_row(
-        Text(INDENT + f"{answer.count} tokens", style="bold"),
-        Text(f"{1000 / answer.ms_per_token:.1f} tokens/s", style="bold") if answer.seconds else "",
-        Text(f"{answer.ms_per_token:.1f} ms per token, first text after {1000 * answer.first:.0f} ms", style="dim"),
+    speed = Text(INDENT)
+    speed.append(f"{answer.count} tokens, {1000 / max(answer.ms_per_token, 1e-3):.1f} tokens/s", style="bold")
+    speed.append(
+        f"   {answer.ms_per_token:.1f} ms per token, first text after {1000 * answer.first:.0f} ms", style="dim"
     )
+    palette = colours(levels)
     counts = Counter(answer.origins)
-    used = [entry["level"] for entry in answer.report["levels"]] if answer.report else list(levels)
-    offered = {entry["level"]: entry for entry in answer.report["levels"]} if answer.report else {}
+    entries = {entry["level"]: entry for entry in answer.report["levels"]} if answer.report else {}
+    used = list(entries) or list(levels)
+    table = Table.grid(padding=(0, 2))
     for i, level in enumerate(used):
         share = counts[level] / max(1, len(answer.origins))
         colour = palette.get(level, "")
         bar = Text("━" * round(BAR * share), style=colour) + Text(
             "━" * (BAR - round(BAR * share)), style="bright_black"
         )
-        words = f"{counts[level]:4d} of the tokens ({share:.0%})"
-        above = offered.get(used[i + 1]) if i + 1 < len(used) else None
-        if above:
-            words += f"; {above['accepted']} of {above['offered']} proposals accepted by {used[i + 1]}"
+        words = f"{counts[level]:4d} tokens ({share:.0%})"
+        if i + 1 < len(used) and entries:
+            above = entries[used[i + 1]]
+            words += f", {used[i + 1]} accepted {above['accepted']} of {above['offered']}"
         table.add_row(Text(INDENT + level, style=colour), bar, Text(words, style="dim"))
+    lines: list[RenderableType] = [speed, table]
     if answer.report and answer.report["lost"]:
-        table.add_row(Text(INDENT + "lost on the way", style="red"), "", Text(", ".join(answer.report["lost"])))
-    return table
+        lines.append(Text(f"{INDENT}lost on the way: {', '.join(answer.report['lost'])}", style="red"))
+    return Group(*lines)
