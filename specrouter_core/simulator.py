@@ -73,6 +73,7 @@ class Told:
     replica: int
     rows: int
     batch: int
+    steps: int
     compute: float
     queue: float
     total: float
@@ -116,6 +117,7 @@ class _Work:
     checking: bool = True
     began: float | None = None
     compute: float = 0.0
+    steps: int = 0
     rows: int = 0
     batch: int = 0
     rest: int = 0  # prompt tokens still to feed
@@ -317,6 +319,7 @@ class Simulator:
         for work in batch:
             work.began = self.now if work.began is None else work.began
             work.compute += seconds
+            work.steps += 1
             work.rows, work.batch = max(work.rows, rows), max(work.batch, len(batch))
         self._at(self.now + seconds, lambda: self._finish(replica, batch))
 
@@ -352,6 +355,7 @@ class Simulator:
                     replica=replica.index,
                     rows=work.rows,
                     batch=work.batch,
+                    steps=work.steps,
                     compute=work.compute,
                     queue=(work.began or work.arrived) - work.arrived,
                     total=self.now - work.sent,

@@ -1,0 +1,199 @@
+"""What a router knows of its levels, and the plan it gives each sequence.
+
+Fed from traffic alone: every answered call (its own times) and every commit (what each level drew on it). The table of
+candidate chains is made anew every ``REFRESH`` seconds, for a few kinds of sequences (easier or harder than common), so
+a round costs a look into it and not a search. No I/O and no clock: the caller tells the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from specrouter_core.agreement import Agreement, Deviation
+from specrouter_core.chain import Plan
+from specrouter_core.machine import Commit
+from specrouter_core.planner import Choice, Level, Planner
+from specrouter_core.profile import Curve, Profile
+from specrouter_core.similarity import Probe, Similarity
+
+REFRESH = 0.1  # seconds between two tables
+KINDS = (-1.5, -0.5, 0.5, 1.5)  # bounds of a sequence's shift (log-odds) between the kinds
+STAY = 4  # rounds a sequence keeps its plan at least
+ROUNDS = 8  # rounds over which a chain's time per token is taken
+
+
+@dataclass(slots=True)
+class Member:
+    """One level as configured."""
+
+    name: str
+    costs: Mapping[int, float]  # rows -> seconds, from its calibration; empty = unknown
+    replicas: int = 1
+    weight: float = 100.0  # the operator's
+
+
+@dataclass(slots=True)
+class Follower:
+    """What is known of one sequence."""
+
+    plan: Plan
+    ease: Deviation = field(default_factory=Deviation)
+    rounds: int = 0  # since the plan was taken
+    tokens: int = 0  # since ``since``
+    since: float = 0.0
+    switches: int = 0
+
+
+class Adaptive:
+    """Plans for the sequences of one family. ``modes``: True = overlapped, False = lock-step; the first is tried first."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        modes: Sequence[bool] = (True,),
+        max_window: int = 16,
+        explore: float = 0.02,
+    ) -> None:
+        self.members = list(members)
+        self.modes = tuple(modes)
+        self.max_window = max_window
+        self.agreement = Agreement()
+        self.similarity = Similarity()
+        self.profiles: dict[str, Profile] = {m.name: self._profile(m) for m in members}
+        self.running: dict[int | str, Follower] = {}
+        self.absent: set[str] = set()  # levels that cannot be reached
+        self.errors: list[float] = []  # relative errors of predictions, the last few hundred
+        self._planners: dict[int, Planner] = {}
+        self._plans: dict[tuple[int, tuple[str, ...] | None], Plan] = {}
+        self._tables: dict[int, list[Choice]] = {}
+        self._made = -1e9
+        self._explore = explore
+
+    @staticmethod
+    def _profile(member: Member) -> Profile:
+        return Profile(curve=Curve.of(member.costs) if member.costs else Curve())
+
+    # What happens.
+
+    def begin(self, sequence: int | str, now: float) -> Plan:
+        """A new sequence: its first plan."""
+        plan = self._plan(2, None, now)
+        self.running[sequence] = Follower(plan, since=now)
+        return plan
+
+    def end(self, sequence: int | str) -> None:
+        """It has ended."""
+        self.running.pop(sequence, None)
+
+    def answered(
+        self,
+        level: str,
+        *,
+        rows: float,
+        batch: float,
+        steps: int,
+        compute: float,
+        queue: float,
+        total: float,
+        now: float,
+    ) -> None:
+        """A call was answered; see ``Profile.observe``."""
+        self.profiles[level].observe(
+            rows=rows, batch=batch, steps=steps, compute=compute, queue=queue, total=total, now=now
+        )
+
+    def committed(self, sequence: int | str, commit: Commit, now: float) -> Plan | None:
+        """A round was committed. Returns the plan to use from now on, None to stay with the present one."""
+        follower = self.running.get(sequence)
+        if follower is None:
+            return None
+        target = self.members[-1].name
+        for position, (token, draws) in enumerate(zip(commit.tokens, commit.draws, strict=True)):
+            self.drew(position, {**draws, target: token}, follower)
+        follower.rounds += 1
+        follower.tokens += len(commit.tokens)
+        if follower.rounds % ROUNDS == 0:
+            self._measure(follower, now)
+        if follower.rounds < STAY:
+            return None
+        kind = sum(follower.ease.shift > bound for bound in KINDS)
+        plan = self._plan(kind, follower.plan, now)
+        if plan == follower.plan:
+            return None
+        follower.switches += plan.levels != follower.plan.levels
+        follower.plan, follower.rounds, follower.tokens, follower.since = plan, 0, 0, now
+        return plan
+
+    def drew(self, position: int, draws: Mapping[str, int], follower: Follower | None = None) -> None:
+        """What levels drew at one position of committed text, the target among them; any two of them are compared."""
+        names = [member.name for member in self.members if member.name in draws]
+        for j, upper in enumerate(names):
+            for lower in names[:j]:
+                agreed = draws[lower] == draws[upper]
+                if follower is not None and upper == self.members[-1].name:
+                    follower.ease.observe(self.agreement.rate(lower, upper), agreed)
+                self.agreement.observe(lower, upper, position, agreed)
+
+    def probed(self, a: str, b: str, p: Probe, q: Probe) -> None:
+        """Top probabilities of two levels at the same position of the same text."""
+        self.similarity.observe(a, b, p, q)
+        if self.agreement.seen(a, b) > 50:
+            self.similarity.calibrate(a, b, self.agreement.rate(a, b))
+        predicted = self.similarity.agreement(a, b)
+        if predicted is not None:
+            self.agreement.expect(a, b, predicted)
+
+    def _measure(self, follower: Follower, now: float) -> None:
+        """How long a token took under the plan, against what was predicted."""
+        seconds = (now - follower.since) / max(follower.tokens, 1)
+        follower.tokens, follower.since = 0, now
+        for kind, table in self._tables.items():
+            choice = next((c for c in table if c.plan.levels == follower.plan.levels), None)
+            if choice is not None and seconds > 0:
+                if kind == sum(follower.ease.shift > bound for bound in KINDS):
+                    self.errors = [*self.errors[-255:], abs(choice.seconds - seconds) / seconds]
+                self._planners[kind].observe(follower.plan, seconds)
+
+    # The tables.
+
+    def _plan(self, kind: int, current: Plan | None, now: float) -> Plan:
+        if now - self._made > REFRESH:
+            self._made = now
+            self._plans.clear()
+        key = kind, current.levels if current is not None else None
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._choose(kind, current)
+            if current is not None:  # a new sequence may be an exploration: not for all
+                self._plans[key] = plan
+        return plan
+
+    def _choose(self, kind: int, current: Plan | None) -> Plan:
+        planner = self._planners.setdefault(kind, Planner(explore=self._explore))
+        shift = Deviation(shift=(-2.0, -1.0, 0.0, 1.0, 2.0)[kind])
+        chosen = planner.choose(
+            self._levels(),
+            lambda lower, upper: self.agreement.rates(lower, upper, shift if kind != 2 else None),
+            overlapped=self.modes,
+            current=current,
+            max_window=self.max_window,
+        )
+        self._tables[kind] = list(planner.explain())
+        return chosen
+
+    def _levels(self) -> list[Level]:
+        count = len(self.running)
+        levels = []
+        for member in self.members:
+            profile = self.profiles[member.name]
+            batch = profile.batch.value if profile.batch.weight > 1 else count / member.replicas
+            sharing = min(max(batch, 1.0), max(count / member.replicas, 1.0))
+            weight = 0.0 if member.name in self.absent else member.weight
+            levels.append(Level(member.name, profile, weight, sharing))
+        return levels
+
+    def explain(self, kind: int = 2) -> list[Choice]:
+        """The table that sequences of a kind (2 = common) are planned from, best first."""
+        return self._tables.get(kind, [])
