@@ -46,7 +46,7 @@ class Follower:
 
 
 class Adaptive:
-    """Plans for the sequences of one family. ``modes``: True = overlapped, False = lock-step; the first is tried first."""
+    """Plans for the sequences of one family. ``modes``: True = overlapped, False = lock-step."""
 
     def __init__(
         self,
