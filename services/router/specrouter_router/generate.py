@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -42,6 +43,7 @@ CODES = {
 }
 ROLES = ("system", "user", "assistant")
 MAX_NAME_BYTES = 64
+SEND_S = 60.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -79,7 +81,7 @@ class RouterServer:
         """Take no more calls; running ones may end within ``seconds``."""
         await self._server.stop(seconds)
 
-    async def _generate(self, message: object, context: Context) -> AsyncIterator[router_pb2.GenerateResponse]:
+    async def _generate(self, message: object, context: Context) -> None:
         if not isinstance(message, router_pb2.GenerateRequest):
             await _abort(context, RefusedError("not a GenerateRequest"))
         try:
@@ -90,8 +92,7 @@ class RouterServer:
         try:
             form = _Form(sequence.id, sequence.story, len(request.prompt), request.sampling.seed, message.report)
             form.levels = sequence.levels
-            async for response in _follow(Reader(sequence.story), form, context):
-                yield response
+            await _follow(Reader(sequence.story), form, context, lambda response: response)
         finally:
             sequence.cancel()  # does nothing after its end
 
@@ -134,7 +135,7 @@ class RouterServer:
         await _check_name(context, message.sequence)
         return router_pb2.CancelResponse(cancelled=self._router.cancel(message.sequence))
 
-    async def _attach(self, message: object, context: Context) -> AsyncIterator[router_pb2.AttachResponse]:
+    async def _attach(self, message: object, context: Context) -> None:
         if not isinstance(message, router_pb2.AttachRequest):
             await _abort(context, RefusedError("not an AttachRequest"))
         await _check_name(context, message.sequence)
@@ -145,8 +146,8 @@ class RouterServer:
         except RefusedError as refusal:
             await _abort(context, refusal)
         form = _Form(message.sequence, story, 0, 0, report=False)
-        async for response in _follow(Reader(story, message.offset), form, context):
-            yield router_pb2.AttachResponse(event=response)
+        reader = Reader(story, message.offset)
+        await _follow(reader, form, context, lambda response: router_pb2.AttachResponse(event=response))
 
 
 class _Form:
@@ -179,12 +180,20 @@ class _Form:
         )
 
 
-async def _follow(reader: Reader, form: _Form, context: Context) -> AsyncIterator[router_pb2.GenerateResponse]:
-    while not isinstance(event := await reader.next(), End):
-        yield form.chunk(event)
-    if event.refusal is not None:
-        await _abort(context, event.refusal)
-    yield form.last(event)
+async def _follow(
+    reader: Reader, form: _Form, context: Context, wrap: Callable[[router_pb2.GenerateResponse], Message]
+) -> None:
+    """Write the story to its end. A client that reads nothing for a minute is gone."""
+    try:
+        while not isinstance(event := await reader.next(), End):
+            async with asyncio.timeout(SEND_S):
+                await context.write(wrap(form.chunk(event)))
+        if event.refusal is not None:
+            await _abort(context, event.refusal)
+        async with asyncio.timeout(SEND_S):
+            await context.write(wrap(form.last(event)))
+    except TimeoutError:
+        await _abort(context, RefusedError(f"nothing was read for {SEND_S:g} s", status=504))
 
 
 def _report(account: Account) -> router_pb2.Report:

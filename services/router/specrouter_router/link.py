@@ -196,6 +196,9 @@ class Link:
             return _explain(error)
         except TimeoutError:
             return f"no stream within {DESCRIBE_S:g} s"
+        except Exception as error:  # whatever happens, the link must try again
+            log.exception("connecting to level %s at %s failed", self.name, self.address)
+            return f"{type(error).__name__}: {error}"
         self.ready, self.why_down = True, ""
         log.info("level %s at %s is connected", self.name, self.address)
         parked, self._parked = self._parked, []
@@ -236,6 +239,8 @@ class Link:
                         flight.owner.broke(error)
         except grpc.aio.AioRpcError as error:
             return _explain(error)
+        except (grpc.aio.UsageError, grpc.aio.InternalError, asyncio.InvalidStateError) as error:
+            return f"the stream broke: {error}"
         return "it closed the stream"
 
     def _broke(self, why: str) -> None:

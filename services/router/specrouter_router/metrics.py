@@ -12,11 +12,13 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._calls_by: dict[tuple[str, str], Counter] = {}  # looking labels up is slow
+        self._tokens_by: dict[str, Counter] = {}
         self.rounds = Counter("specrouter_rounds", "Answers of the target that committed tokens", registry=registry)
-        self.tokens = Counter(
+        self._tokens = Counter(
             "specrouter_tokens", "Committed tokens by the level that first proposed them", ["level"], registry=registry
         )
-        self.calls = Counter(
+        self._calls = Counter(
             "specrouter_calls", "Calls to levels by how they ended", ["level", "outcome"], registry=registry
         )
         self.round_seconds = Histogram(
@@ -28,6 +30,20 @@ class Metrics:
         self.redis_dropped = Counter(
             "specrouter_redis_dropped", "Ended sequences whose record was given up", registry=registry
         )
+
+    def call_ended(self, level: str, outcome: str) -> None:
+        """A call to a level has ended."""
+        counter = self._calls_by.get((level, outcome))
+        if counter is None:
+            counter = self._calls_by[level, outcome] = self._calls.labels(level, outcome)
+        counter.inc()
+
+    def committed(self, origin: str, count: int) -> None:
+        """So many tokens that this level was the first to propose."""
+        counter = self._tokens_by.get(origin)
+        if counter is None:
+            counter = self._tokens_by[origin] = self._tokens.labels(origin)
+        counter.inc(count)
 
     def text(self) -> bytes:
         """The exposition."""

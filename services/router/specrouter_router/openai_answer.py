@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -12,7 +13,10 @@ from specrouter_router.refusal import RefusedError
 from specrouter_router.sequence import Sequence
 from specrouter_router.story import End, Reader
 
+log = logging.getLogger(__name__)
+
 RETRY_AFTER = {429: "1", 503: "1"}  # seconds
+SEND_S = 60.0
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -45,6 +49,8 @@ class Answer(Response):
                 await self._send_events(scope, receive, send)
             else:
                 await self._send_whole(scope, receive, send)
+        except TimeoutError:
+            log.info("sequence %s: its client does not read", self._sequence.id)
         finally:
             watcher.cancel()
             self._sequence.cancel()  # does nothing after its end
@@ -64,14 +70,19 @@ class Answer(Response):
         while not isinstance(event, End):
             data = form.chunk(event)
             if data:
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await self._write(send, data, True)
             event = await reader.next()
         if event.refusal is not None:
             data = error_event(event.refusal)
         else:
             data = form.last(event, story, self._prompt_tokens) + DONE
-        await send({"type": "http.response.body", "body": data, "more_body": False})
+        await self._write(send, data, False)
         return None
+
+    async def _write(self, send: Send, data: bytes, more: bool) -> None:
+        """A client that reads nothing for a minute is gone."""
+        async with asyncio.timeout(SEND_S):
+            await send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         reader = Reader(self._sequence.story)

@@ -69,6 +69,7 @@ class Router:
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop = asyncio.get_running_loop()
+        self._preparing = 0  # prompts being tokenized
         self._text_work = ThreadPoolExecutor(1, "tokenizer")
 
     # Start and end.
@@ -162,12 +163,17 @@ class Router:
             raise busy(self._max_running)
 
     async def ids(self, work: Callable[[], list[int]]) -> list[int]:
-        """Run the tokenizer beside the loop. Raises RefusedError when that takes too long."""
+        """Run the tokenizer beside the loop. Raises RefusedError when that takes too long, or too many wait."""
+        if self._preparing >= self._max_running:
+            raise busy(self._max_running)
+        self._preparing += 1
         try:
             async with asyncio.timeout(TOKENIZE_S):
                 return await self._loop.run_in_executor(self._text_work, work)
         except TimeoutError as error:
             raise RefusedError(f"the prompt was not tokenized within {TOKENIZE_S:g} s", status=503) from error
+        finally:
+            self._preparing -= 1
 
     def submit(self, request: Request, prompt_field: str = "prompt") -> Running:
         """Start a sequence. Raises RefusedError."""
@@ -245,7 +251,13 @@ class Router:
     def _publish(self) -> None:
         touched, self._touched = self._touched, []
         for sequence in touched:
-            if sequence.publish():
+            try:
+                ended = sequence.publish()
+            except Exception as error:  # one sequence's fault must not keep the others' texts back
+                sequence.broke(error)
+                sequence.story.close(None, sequence.account(), RefusedError("the router failed", status=500))
+                ended = True
+            if ended:
                 self._end(sequence)
             self.store.write(sequence.record)
 

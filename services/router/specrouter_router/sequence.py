@@ -44,6 +44,7 @@ MAX_MORE = 64  # of one call, on the wire
 OVERLOAD_S = 60.0  # so long an overloaded target is asked again
 RETRY_MS = (1, 1000)  # bounds of the pause that an overloaded level asks for
 
+OUTCOMES = {number: name.removeprefix("OUTCOME_").lower() for name, number in pb.Outcome.items()}
 FINISHES: dict[Reason | None, router_pb2.Finish.ValueType] = {
     "stop": router_pb2.FINISH_STOP,
     "length": router_pb2.FINISH_LENGTH,
@@ -139,7 +140,7 @@ class Sequence:
             self._take(Reply(flight.call, list(reply.tokens), False))
             return
         level = self._calls[flight.call][1].level
-        self._metrics.calls.labels(level, pb.Outcome.Name(outcome)[8:].lower()).inc()
+        self._metrics.call_ended(level, OUTCOMES[outcome])
         account, timing = self._accounts[level], reply.timing
         account.compute_ms += timing.compute_us / 1000
         account.queue_ms += timing.queue_us / 1000
@@ -189,7 +190,7 @@ class Sequence:
         """See link.Owner."""
         if flight.call in self._calls:
             _, call = self._calls.pop(flight.call)
-            self._metrics.calls.labels(call.level, "gone" if gone else "failed").inc()
+            self._metrics.call_ended(call.level, "gone" if gone else "failed")
             self._take(Failed(flight.call, fatal=gone, why=why))
 
     def broke(self, error: Exception) -> None:
@@ -257,7 +258,7 @@ class Sequence:
                     self._matched = True
                     break
             for origin, count in Counter(commit.origins).items():
-                self._metrics.tokens.labels(origin).inc(count)
+                self._metrics.committed(origin, count)
         if self._matched and not self.ended:
             self._touched = True  # the end is being published already
             self.cancel()

@@ -140,6 +140,7 @@ class RedisStore:
         except (RedisError, OSError) as error:
             raise StoreError(f"cannot use Redis at {self.address}: {_line(error)}") from error
         self._task = asyncio.create_task(self._run(), name="store")
+        self._task.add_done_callback(self._stopped)
 
     async def close(self) -> None:
         """Write what is due, if that takes no longer than a second, and disconnect."""
@@ -255,6 +256,13 @@ class RedisStore:
                 record.listener.refused(f"the record is at epoch {epoch}, round {round_}: another router owns it")
 
     # Without Redis.
+
+    def _stopped(self, task: asyncio.Task[None]) -> None:
+        """The loop that writes must never end by itself; if it does, streams go on without records."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception):
+            log.error("the store has failed", exc_info=error)
+            self._lose(error)
 
     def _lose(self, error: Exception) -> None:
         if not self.lost:
