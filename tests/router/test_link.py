@@ -1,0 +1,251 @@
+"""Links and what sequences make of a level's answers, with a level that answers as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
+from typing import Any
+
+import grpc
+import pytest
+from specrouter.v1 import level_pb2 as pb
+from specrouter.v1 import level_pb2_grpc
+from specrouter_router import family, link, tokenizer
+from specrouter_router.metrics import Metrics
+from specrouter_router.request import Request
+from specrouter_router.router import Router
+from specrouter_router.story import End, Reader
+
+from specrouter_core.prefix import Text
+from specrouter_core.sampling import Sampling
+
+Answer = Callable[[pb.ExtendCall], pb.ExtendReply | None]
+
+
+def draw(text: list[int]) -> int:
+    """The fake levels' language."""
+    return 97 + Text(text).hashes[-1] % 26
+
+
+class FakeLevel(level_pb2_grpc.LevelServiceServicer):
+    """Answers by the language, unless ``odd`` has something else to say."""
+
+    def __init__(self) -> None:
+        self.odd: Answer = lambda _call: None
+        self.texts: dict[str, Text] = {}
+        self.messages: list[pb.ExtendRequest] = []
+        self.silent = False
+
+    async def Describe(self, request: Any, context: Any) -> pb.DescribeResponse:  # noqa: N802
+        return pb.DescribeResponse(name="x", model_digest="d", max_length=1000, engine="stub")
+
+    async def Extend(self, requests: Any, context: Any) -> AsyncIterator[pb.ExtendResponse]:  # noqa: N802
+        async for request in requests:
+            self.messages.append(request)
+            if not self.silent:
+                replies = [self.odd(call) or self.answer(call) for call in request.calls]
+                if replies:
+                    yield pb.ExtendResponse(replies=replies)
+
+    def answer(self, call: pb.ExtendCall) -> pb.ExtendReply:
+        text = self.texts.setdefault(call.sequence, Text())
+        if not text.holds(call.base, call.base_hash):
+            held = pb.OUTCOME_PREFIX_UNKNOWN
+            return pb.ExtendReply(call=call.call, outcome=held, held=len(text), held_hash=text.hashes[-1])
+        assert call.base > 0 or call.HasField("params")
+        text.truncate(call.base)
+        text.extend(call.suffix)
+        tokens = []
+        for proposal in [*call.proposals, *[-1] * (call.more + 1)]:
+            tokens.append(draw([*text.tokens, *tokens]))
+            if proposal not in (-1, tokens[-1]):
+                break
+        return pb.ExtendReply(call=call.call, tokens=tokens, outcome=pb.OUTCOME_DONE)
+
+
+class Memory:
+    """A store that keeps nothing."""
+
+    lost = False
+
+    def write(self, record: Any) -> None:
+        record.listener.written(len(record.tokens), record.ended)
+
+    async def read(self, sequence: str) -> None:
+        return None
+
+
+class Stand:
+    """Two fake levels and a router in this process."""
+
+    def __init__(self) -> None:
+        self.draft, self.target = FakeLevel(), FakeLevel()
+        self.ports: list[int] = []
+
+    async def __aenter__(self) -> Stand:
+        self.servers = []
+        for level in (self.draft, self.target):
+            server = grpc.aio.server()
+            level_pb2_grpc.add_LevelServiceServicer_to_server(level, server)
+            self.ports.append(server.add_insecure_port("127.0.0.1:0"))
+            await server.start()
+            self.servers.append(server)
+        levels = [
+            f'{{name: {name}, engine: stub, address: "127.0.0.1:{port}"}}'
+            for name, port in zip(("draft", "target"), self.ports, strict=True)
+        ]
+        text = f"name: f\ntokenizer: bytes\nlevels: [{', '.join(levels)}]\nchain: {{mode: lockstep}}"
+        self.router = Router(family.parse(text, "test"), tokenizer.ByteTokenizer(), Memory(), Metrics())
+        await asyncio.wait_for(self.router.start(), 10)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.router.stop(0)
+        for server in self.servers:
+            await server.stop(0)
+
+    async def run(self, count: int = 30) -> tuple[list[int], End]:
+        sequence = self.router.submit(Request(prompt=[1, 2, 3], max_tokens=count, sampling=Sampling()))
+        reader = Reader(sequence.story)
+        async with asyncio.timeout(20):
+            while not isinstance(event := await reader.next(), End):
+                pass
+        return sequence.story.tokens, event
+
+
+@pytest.fixture
+async def stand() -> AsyncIterator[Stand]:
+    async with Stand() as made:
+        yield made
+
+
+def wanted(count: int = 30) -> list[int]:
+    text = [1, 2, 3]
+    while len(text) < 3 + count:
+        text.append(draw(text))
+    return text[3:]
+
+
+def times(count: int, answer: Answer, rest: Answer = lambda _call: None) -> Answer:
+    """Says ``answer`` to the first calls."""
+    left = count
+
+    def odd(call: pb.ExtendCall) -> pb.ExtendReply | None:
+        nonlocal left
+        left -= 1
+        return answer(call) if left >= 0 else rest(call)
+
+    return odd
+
+
+def ending(outcome: pb.Outcome.ValueType, **fields: Any) -> Answer:
+    return lambda call: pb.ExtendReply(call=call.call, outcome=outcome, **fields)
+
+
+async def test_only_what_a_level_lacks_is_sent(stand: Stand) -> None:
+    tokens, _ = await stand.run()
+    assert tokens == wanted()
+    calls = [call for message in stand.target.messages for call in message.calls]
+    assert list(calls[0].suffix) == [1, 2, 3] and calls[0].params.prompt_length == 3
+    for before, call in pairwise(calls):
+        assert call.base == before.base + len(before.suffix) and not call.HasField("params")
+        assert call.call > before.call
+    await asyncio.sleep(0.05)
+    assert any(message.released for message in stand.target.messages)
+    assert any(message.released for message in stand.draft.messages)
+
+
+async def test_the_calls_of_one_tick_are_one_message(stand: Stand) -> None:
+    both = await asyncio.gather(*(stand.run() for _ in range(20)))
+    assert all(tokens == wanted() for tokens, _ in both)
+    assert len(stand.draft.messages[0].calls) == 20
+
+
+async def test_a_level_that_forgot_is_sent_the_rest(stand: Stand) -> None:
+    def forget(call: pb.ExtendCall) -> None:
+        if call.call % 3 == 0:
+            stand.target.texts.clear()
+        if call.call % 5 == 0 and call.sequence in stand.target.texts:
+            stand.target.texts[call.sequence].truncate(4)
+
+    stand.target.odd = forget
+    tokens, end = await stand.run()
+    assert tokens == wanted() and end.account.lost == []
+
+
+async def test_a_level_that_never_knows_its_own_prefix_is_left_out(stand: Stand) -> None:
+    stand.draft.odd = ending(pb.OUTCOME_PREFIX_UNKNOWN, held=7, held_hash=7)
+    tokens, end = await stand.run()
+    assert tokens == wanted() and end.account.lost == ["draft"]
+
+
+@pytest.mark.parametrize(
+    "outcome", [pb.OUTCOME_INTERNAL, pb.OUTCOME_INVALID, pb.OUTCOME_EXPIRED, pb.OUTCOME_OVERLOADED]
+)
+async def test_a_draft_that_keeps_failing_is_left_out(stand: Stand, outcome: pb.Outcome.ValueType) -> None:
+    stand.draft.odd = ending(outcome, message="no", retry_ms=1)
+    tokens, end = await stand.run()
+    assert tokens == wanted() and end.account.lost == ["draft"]
+
+
+async def test_a_target_that_fails_now_and_then_is_asked_again(stand: Stand) -> None:
+    stand.target.odd = times(2, ending(pb.OUTCOME_INTERNAL, message="no"))
+    assert (await stand.run())[0] == wanted()
+    stand.target.odd = times(20, ending(pb.OUTCOME_OVERLOADED, retry_ms=1))
+    assert (await stand.run())[0] == wanted()
+
+
+async def test_a_target_that_keeps_failing_is_the_error(stand: Stand) -> None:
+    stand.target.odd = times(1, lambda _call: None, ending(pb.OUTCOME_INTERNAL, message="out of memory"))
+    tokens, end = await stand.run()
+    assert tokens == wanted()[: len(tokens)] and 0 < len(tokens) < 30
+    assert end.refusal is not None and end.refusal.message == "level target: out of memory"
+
+
+async def test_an_answer_that_does_not_come_in_time_is_a_failure(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "CALL_S", 0.05)
+    monkeypatch.setattr(link, "TOKEN_S", 0.001)
+    stand.draft.silent = True
+    tokens, end = await stand.run()
+    assert tokens == wanted() and end.account.lost == ["draft"]
+    await asyncio.sleep(0.05)
+    assert sum(len(message.withdrawn) for message in stand.draft.messages) == 3
+    assert not stand.router.links["draft"].inflight
+
+
+async def test_a_target_whose_stream_breaks_is_waited_for(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "PATIENCE_S", 0.5)
+    running = asyncio.create_task(stand.run(400))
+    await asyncio.sleep(0.05)
+    await stand.servers[1].stop(0)
+    again = grpc.aio.server()
+    level_pb2_grpc.add_LevelServiceServicer_to_server(FakeLevel(), again)
+    again.add_insecure_port(f"127.0.0.1:{stand.ports[1]}")
+    await again.start()
+    assert (await running)[0] == wanted(400)
+    running = asyncio.create_task(stand.run(400))
+    await asyncio.sleep(0.05)
+    await again.stop(0)
+    _, end = await running
+    assert end.refusal is not None and "waited 0.5 s" in end.refusal.message
+
+
+async def test_another_model_at_the_same_address_is_not_used(stand: Stand) -> None:
+    await stand.servers[0].stop(0)
+
+    class Other(FakeLevel):
+        async def Describe(self, request: Any, context: Any) -> pb.DescribeResponse:  # noqa: N802
+            return pb.DescribeResponse(name="x", model_digest="other", max_length=1000)
+
+    again = grpc.aio.server()
+    level_pb2_grpc.add_LevelServiceServicer_to_server(Other(), again)
+    again.add_insecure_port(f"127.0.0.1:{stand.ports[0]}")
+    await again.start()
+    for _ in range(200):
+        if "digest" in stand.router.links["draft"].why_down:
+            break
+        await asyncio.sleep(0.05)
+    assert "digest" in stand.router.links["draft"].why_down and not stand.router.links["draft"].ready
+    assert (await stand.run())[0] == wanted()
+    await again.stop(0)

