@@ -6,9 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Generator
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated
 
@@ -61,18 +59,10 @@ def serve(
             if level.address is None:
                 raise FamilyError(f"{family}: levels.{i}.address: required by the router")
         tokenizer = tokenizers.load(loaded.tokenizer)
-        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(loaded, tokenizer, redis_url, host, http_port, grpc_port))
+        asyncio.run(_serve(loaded, tokenizer, redis_url, host, http_port, grpc_port))
     except (FamilyError, TokenizerError, ServeError, StoreError, StartError, OSError, ValueError) as error:
         log.error("%s", " ".join(str(error).split()))
         raise typer.Exit(1) from error
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop where it is installed: about a fifth less time per round."""
-    module = import_module("uvloop" if find_spec("uvloop") else "asyncio")
-    factory: Callable[[], asyncio.AbstractEventLoop] = module.new_event_loop
-    return factory
 
 
 async def _serve(

@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from specrouter.v1 import router_pb2, state_pb2
 
 from specrouter_core.record import TOKEN_BYTES, pack, unpack
@@ -126,6 +126,7 @@ class RedisStore:
             retry=Retry(NoBackoff(), 0),  # the store's own loop tries again
             max_connections=8,
         )
+        self._connection: Any = self._redis.connection_pool.make_connection()
         self._due: dict[Record, None] = {}
         self._wake: asyncio.Future[None] | None = None
         self._empty = asyncio.Event()
@@ -152,6 +153,7 @@ class RedisStore:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        await self._connection.disconnect(nowait=True)
         await self._redis.aclose()
 
     def write(self, record: Record) -> None:
@@ -204,21 +206,17 @@ class RedisStore:
             pause = PAUSE_S[0]
 
     async def _flush(self, batch: list[_Write]) -> None:
-        pipe = self._redis.pipeline(transaction=False)
+        commands: list[tuple[Any, ...]] = []
         for write in batch:
             record = write.record
             state, tokens, spec = _keys(record.spec.sequence)
             if record.kept_round == 0:
-                pipe.set(spec, record.spec.SerializeToString(), ex=TTL_S)
-            pipe.evalsha(
-                self._sha,
-                3,
-                *(state, tokens, spec),
-                *(record.epoch, record.kept_round, write.round),
-                pack(record.tokens[record.kept_tokens : write.tokens]),
-                *(int(record.finish), TTL_S),
-            )
-        results = iter(await pipe.execute(raise_on_error=False))
+                commands.append(("SET", spec, record.spec.SerializeToString(), "EX", TTL_S))
+            news = pack(record.tokens[record.kept_tokens : write.tokens])
+            expected = (record.epoch, record.kept_round)
+            rest = (write.round, news, int(record.finish), TTL_S)
+            commands.append(("EVALSHA", self._sha, 3, state, tokens, spec, *expected, *rest))
+        results = iter(await self._exchange(commands))
         if self.lost:
             self.lost = False
             log.warning("Redis at %s is back; writing %d records", self.address, len(self._due))
@@ -235,6 +233,26 @@ class RedisStore:
             await self._redis.script_load(APPEND)
         elif faults:
             raise faults[0]
+
+    async def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """One pipeline on the store's own connection: at one sequence, half the time of a pooled one.
+
+        Errors of single commands are among the results; whatever else goes wrong breaks the connection.
+        """
+        connection = self._connection
+        results: list[Any] = []
+        try:
+            await connection.connect()  # does nothing while it is connected
+            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            for _ in commands:
+                try:
+                    results.append(await connection.read_response())
+                except ResponseError as error:
+                    results.append(error)
+        except BaseException:  # answers may be on their way: they must not be taken for the next ones
+            await connection.disconnect(nowait=True)
+            raise
+        return results
 
     def _settle(self, write: _Write, result: Any) -> None:
         """What Redis said to one write."""
