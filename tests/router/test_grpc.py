@@ -76,6 +76,14 @@ def test_attach_reads_what_another_router_finished(stub: Any, overlapped: Router
     assert events[-1].finish == router_pb2.FINISH_LENGTH
 
 
+def test_attach_follows_a_running_sequence(stub: Any) -> None:
+    generating = stub.Generate(request(max_tokens=1500), timeout=30)
+    first = next(generating)
+    attached = stub.Attach(router_pb2.AttachRequest(sequence=first.sequence), timeout=30)
+    tokens = [token for part in [first, *generating] for token in part.tokens]
+    assert [token for answer in attached for token in answer.event.tokens] == tokens and len(tokens) == 1500
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
