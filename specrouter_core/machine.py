@@ -16,6 +16,7 @@ the committed text, and all committed tokens are its own draws: the output is th
 alone.
 
 Who is called when:
+- The target is called at once, without proposals: it has the prompt to read anyway, and the client gets a first token.
 - lock-step: one call at a time. A level is called when it can be offered a full window, or when
   the level below has no more to offer; else the level below is called first.
 - overlapped: one call in flight per level. Levels below the target never idle: each draws on by
@@ -439,7 +440,7 @@ class Machine:
             if lane.flight is None and not self._mute(i):
                 if i < top:
                     self._call(i, lane.window if i == 0 else self.plan.lookahead)
-                elif served or not below_busy:
+                elif served or not below_busy or not self.rounds:
                     self._call(i, lane.window if i == 0 else 1)
             below_busy = below_busy or lane.flight is not None
 
@@ -454,6 +455,9 @@ class Machine:
         if any(lane.flight is not None for lane in self._lanes):
             return
         i = len(self._lanes) - 1
+        if not self.rounds and i > 0:
+            self._call(i, 1)
+            return
         while i > 0:
             lane = self._lanes[i]
             wanted = min(lane.window, self._room(i) - 1)

@@ -236,15 +236,16 @@ def test_cancel_ends_at_once_and_withdraws_everything(after: int, **chain) -> No
 
 def test_the_targets_loss_ends_the_sequence_with_its_name() -> None:
     machine = Machine(Plan(("a", "t"), (2, 2)), [1], limit=9)
-    (first,) = machine.start()
-    (target,) = [a for a in machine.receive(Reply(first.call, [1, 2], True)) if isinstance(a, Call) and a.level == "t"]
+    first, target = machine.start()
+    assert (first.level, target.level) == ("a", "t")
     actions = machine.receive(Failed(target.call, fatal=True, why="connection reset"))
     assert Finish("error", "t: connection reset") in actions
 
 
 def test_a_level_that_keeps_failing_leaves_and_the_rest_goes_on() -> None:
     machine = Machine(Plan(("a", "t"), (2, 2), overlapped=False), [1], limit=9)
-    actions = machine.start()
+    (prompt,) = machine.start()
+    actions = machine.receive(Reply(prompt.call, [5], True))
     for _ in range(3):
         (call,) = [a for a in actions if isinstance(a, Call)]
         assert call.level == "a"
@@ -256,6 +257,9 @@ def test_a_level_that_keeps_failing_leaves_and_the_rest_goes_on() -> None:
 def test_origins_name_the_first_proposer() -> None:
     machine = Machine(Plan(("a", "b", "t"), (2, 2, 4), overlapped=False), [1], limit=20)
     (call,) = machine.start()
+    assert (call.level, call.proposals) == ("t", ())
+    commit, call = machine.receive(Reply(call.call, [9], True))
+    assert commit == Commit(1, (9,), ("t",), ({},))
     (call,) = machine.receive(Reply(call.call, [10, 11], True))
     assert (call.level, call.proposals) == ("b", (10, 11))
     (call,) = machine.receive(Reply(call.call, [10, 12], True))
@@ -265,7 +269,7 @@ def test_origins_name_the_first_proposer() -> None:
     assert (call.level, call.proposals) == ("t", (10, 12, 13, 14))
     commit, *_ = machine.receive(Reply(call.call, [10, 12, 13, 99], True))
     draws = ({"a": 10, "b": 10}, {"a": 11, "b": 12}, {"a": 13, "b": 13}, {"a": 14, "b": 14})
-    assert commit == Commit(1, (10, 12, 13, 99), ("a", "b", "a", "t"), draws)
+    assert commit == Commit(2, (10, 12, 13, 99), ("a", "b", "a", "t"), draws)
 
 
 def test_the_target_alone_streams_a_windowful() -> None:

@@ -44,8 +44,8 @@ def test_the_target_alone_takes_its_step_and_two_hops_a_token() -> None:
 def test_perfect_drafts_cost_one_check_a_window() -> None:
     two = [flat("draft", 0.001, 1.0), flat("target", 0.030, 1.0)]
     plan = Plan(("draft", "target"), (4, 4), 8, overlapped=False)
-    (outcome,) = Simulator(two, Policy(plan), hop=0.0).run([Arrival(0, 50)])
-    assert outcome.rounds == 10 and outcome.end == pytest.approx(10 * 0.034, rel=0.02)
+    (outcome,) = Simulator(two, Policy(plan), hop=0.0).run([Arrival(0, 51)])
+    assert outcome.rounds == 11 and outcome.end == pytest.approx(0.030 + 10 * 0.034, rel=0.02)
 
 
 def test_every_chain_and_every_switch_commits_the_same_text() -> None:
