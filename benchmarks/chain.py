@@ -23,10 +23,11 @@ import results
 import torch
 from rich.console import Console
 from rich.progress import track
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from specrouter_level import quantize
 from specrouter_local.client import Answer, Router, Settings
 from specrouter_local.launch import Launcher, Wanted, prepare
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SHORT = (
     "Explain in one paragraph how rainbows form.",

@@ -23,6 +23,7 @@ import httpx
 import results
 from rich.console import Console
 from rich.progress import Progress
+
 from specrouter_local import parts, process
 from specrouter_local.launch import Launcher, Wanted, prepare
 from specrouter_local.process import Child

@@ -16,10 +16,10 @@ from specrouter_level import reproducible
 reproducible.prepare(2)
 
 import torch  # noqa: E402
-from specrouter_level import torch_engine  # noqa: E402
-from specrouter_level.engine import Params, Span  # noqa: E402
 
 from specrouter_core.sampling import Sampling  # noqa: E402
+from specrouter_level import torch_engine  # noqa: E402
+from specrouter_level.engine import Params, Span  # noqa: E402
 
 PROMPTS = (37, 64, 100)  # tokens: part of a chunk, a whole one, more than one
 MORE = 40  # tokens after the prompt; the last text passes the first block of 128 keys

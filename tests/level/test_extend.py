@@ -10,17 +10,17 @@ from typing import Any
 import grpc
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
+from specrouter_core.prefix import Text
+from specrouter_core.sampling import Sampling
 from specrouter_level.driver import Driver
 from specrouter_level.engine import Drawn, Engine, Params, Span
 from specrouter_level.metrics import Metrics
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.server import LevelServer
 from specrouter_level.stub import VOCAB_DIGEST, StubEngine, curve
-
-from specrouter_core.prefix import Text
-from specrouter_core.sampling import Sampling
 
 PROMPT = list(b"once upon a time")
 SEED = 11

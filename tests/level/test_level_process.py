@@ -17,6 +17,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from specrouter.v1 import level_pb2 as pb
+from specrouter_core.sampling import Sampling
 from specrouter_level.engine import Drawn, Params, Span
 from specrouter_level.ngram import Index, NgramEngine
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.stream import Stream
-
-from specrouter_core.sampling import Sampling
 
 TOKENS = st.lists(st.integers(0, 3), max_size=40)
 

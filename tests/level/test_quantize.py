@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import save
-from specrouter_level import quantize, torch_engine
-from specrouter_level.engine import Params, Span
 from torch import nn
 
 from specrouter_core.sampling import Sampling
+from specrouter_level import quantize, torch_engine
+from specrouter_level.engine import Params, Span
 
 CPU = torch.device("cpu")
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specrouter_level import sampler
-from specrouter_level.sampler import Request, Sampler
 
 from specrouter_core import noise
 from specrouter_core.sampling import Sampling, draw
+from specrouter_level import sampler
+from specrouter_level.sampler import Request, Sampler
 
 CPU = torch.device("cpu")
 SEEDS = st.integers(0, 2**64 - 1)

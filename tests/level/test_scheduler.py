@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from specrouter.v1 import level_pb2 as pb
+from specrouter_core.prefix import START, Text
+from specrouter_core.sampling import Sampling
 from specrouter_level.engine import Drawn, Params, Span
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.stream import Stream
 from specrouter_level.stub import ALPHABET, StubEngine
-
-from specrouter_core.prefix import START, Text
-from specrouter_core.sampling import Sampling
 
 SAMPLING = {"seed": 7, "temperature": 0.8}
 STOP = ord("c")  # the reference text after PROMPT draws it only at its 70th place

@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from specrouter_level.engine import Drawn, Params, Span, StepCost
-from specrouter_level.stub import ALPHABET, STOP_ID, VOCAB_DIGEST, StubEngine, curve, step_seconds
 
 from specrouter_core.sampling import Sampling
+from specrouter_level.engine import Drawn, Params, Span, StepCost
+from specrouter_level.stub import ALPHABET, STOP_ID, VOCAB_DIGEST, StubEngine, curve, step_seconds
 
 PROMPT = list(b"hello there")
 

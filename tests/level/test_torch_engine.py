@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from small_models import save
+
+from specrouter_core.sampling import Sampling
 from specrouter_level import calibrate, passes, reproducible, torch_engine
 from specrouter_level.engine import Params, Span
 from specrouter_level.torch_engine import TorchEngine
-
-from specrouter_core.sampling import Sampling
 
 PARAMS = Params(Sampling(temperature=0.0), prompt_length=70)
 

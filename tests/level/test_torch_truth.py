@@ -9,13 +9,13 @@ import pytest
 import torch
 from scipy import stats
 from small_models import CONFIGS, VOCAB, save
+from transformers import AutoModelForCausalLM
+
+from specrouter_core.sampling import Sampling
 from specrouter_level import torch_engine
 from specrouter_level.engine import Params, Span
 from specrouter_level.torch_engine import TorchEngine
 from specrouter_local import paths
-from transformers import AutoModelForCausalLM
-
-from specrouter_core.sampling import Sampling
 
 DEMO = paths.cache() / "models/smollm2-135m-instruct"
 GREEDY = Sampling(temperature=0.0)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import VOCAB, save
+from transformers import LlamaConfig
+
 from specrouter_level import torch_engine, trial, vocab, weights
 from specrouter_level.weights import RefusedModelError
-from transformers import LlamaConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import tiny_gguf
 from safetensors.numpy import load_file
-from specrouter_local import models
-from specrouter_local.convert import convert
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from specrouter_local import models
+from specrouter_local.convert import convert
 
 
 @pytest.fixture

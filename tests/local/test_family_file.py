@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from specrouter_local import parts, weights
 from specrouter_local.errors import UserError
 from specrouter_router.family import Family, FamilyError, load, parse

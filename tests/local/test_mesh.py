@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from specrouter_local import mesh as mesh_module
 from specrouter_local.errors import UserError
 from specrouter_local.mesh import Mesh, PartError, new_state

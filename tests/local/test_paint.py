@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from rich.console import Console
 from rich.text import Text
+
 from specrouter_local.chat import Talk
 from specrouter_local.client import Answer, Piece, Router, Settings
 from specrouter_local.demo import Pair, Scene, comparison

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_gguf
+
 from specrouter_local import models, paths
 from specrouter_local.errors import UserError
 

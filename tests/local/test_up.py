@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from specrouter_local import paths
 from specrouter_local.client import Router
 from specrouter_local.state import MeshState, Run

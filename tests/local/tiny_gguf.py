@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGUFWriter, TokenType
+
 from specrouter_local.models import Source
 
 HEADS, KV_HEADS, HEAD, HIDDEN, INNER, LAYERS, CONTEXT = 4, 2, 8, 32, 48, 2, 64

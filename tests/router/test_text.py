@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from specrouter_level import vocab
 from specrouter_router import tokenizer
 from specrouter_router.stops import StopScanner
 from specrouter_router.story import Account, Chunk, End, Reader, Story
 from specrouter_router.tokenizer import ByteTokenizer, FileTokenizer, TokenizerError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from specrouter.v1 import level_pb2 as pb
-
 from specrouter_core.sampling import Sampling
 from specrouter_level.engine import Info, Params
 

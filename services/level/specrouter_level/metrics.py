@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from prometheus_client import REGISTRY, CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from specrouter.v1 import level_pb2 as pb
 
+from specrouter.v1 import level_pb2 as pb
 from specrouter_level.scheduler import Scheduler
 
 SECONDS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from specrouter.v1 import level_pb2 as pb
-
 from specrouter_core.prefix import START
 from specrouter_level import call as calls
 from specrouter_level.call import Call

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 
 import grpc
 from google.protobuf.message import DecodeError
-from specrouter.v1 import level_pb2 as pb
 
+from specrouter.v1 import level_pb2 as pb
 from specrouter_level.driver import Driver
 from specrouter_level.engine import Info
 from specrouter_level.scheduler import Scheduler

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from itertools import islice
 
 from specrouter.v1 import level_pb2 as pb
-
 from specrouter_level.call import Call
 
 MAX_REPLIES = 256  # in one message

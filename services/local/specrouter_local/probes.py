@@ -6,6 +6,7 @@ import socket
 from http.client import HTTPConnection, HTTPException
 
 import grpc
+
 from specrouter.v1 import level_pb2, level_pb2_grpc
 
 PATIENCE = 0.5  # seconds a part may take to answer

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from specrouter.v1 import level_pb2, router_pb2
 
+from specrouter.v1 import level_pb2, router_pb2
 from specrouter_core.sampling import Sampling
 from specrouter_router.refusal import InvalidError, RefusedError
 from specrouter_router.request import MAX_MESSAGES, Request, check_stops, check_text, random_seed

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specrouter.v1 import level_pb2 as pb
-
 from specrouter_core.prefix import Text
 
 MAX_MISSES = 3  # times in a row that a level may say it does not hold what it said it holds

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import grpc
+
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
 

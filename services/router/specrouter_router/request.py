@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specrouter.v1 import level_pb2 as pb
-
 from specrouter_core.sampling import Sampling
 from specrouter_router.refusal import InvalidError
 

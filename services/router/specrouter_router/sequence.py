@@ -14,7 +14,6 @@ from time import perf_counter
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import router_pb2
-
 from specrouter_core.machine import (
     Action,
     Call,

@@ -27,8 +27,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
-from specrouter.v1 import router_pb2, state_pb2
 
+from specrouter.v1 import router_pb2, state_pb2
 from specrouter_core.record import TOKEN_BYTES, pack, unpack
 from specrouter_router.metrics import Metrics
 
