@@ -1,7 +1,7 @@
 """One engine, the same texts one token at a time and in random groups: are KV and logits equal to the bit?
 
 A program of its own, because the BLAS settings must be in the environment before torch loads. Usage:
-bitwise_run.py DIRECTORY DTYPE QUANTIZATION EXACTNESS; prints JSON: positions compared, and how many differ.
+bitwise_run.py DIRECTORY DTYPE QUANTIZATION EXACTNESS THREADS; prints JSON: positions compared, and how many differ.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from specrouter_level import reproducible
 
-reproducible.prepare(2)
+reproducible.prepare(int(sys.argv[5]))
 
 import torch  # noqa: E402
 
@@ -89,7 +89,7 @@ def grouped(watched: Watched, texts: list[list[int]], rng: random.Random) -> Non
 
 
 def main() -> None:
-    directory, dtype, quantization, exactness = sys.argv[1:]
+    directory, dtype, quantization, exactness = sys.argv[1:5]
     rng = random.Random(4)
     texts = [[rng.randrange(3, 90) for _ in range(length + MORE)] for length in PROMPTS]
     watched = Watched(Path(directory), dtype, quantization, exactness)

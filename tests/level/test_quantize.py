@@ -31,7 +31,7 @@ def test_a_copy_computes_nearly_the_same(layer: type[nn.Module], limit: float, r
 def test_a_level_says_what_it_serves(tmp_path: Path) -> None:
     directory = save("llama", tmp_path)
     engines = {
-        kind: torch_engine.load(directory, dtype="bfloat16", quantization=kind, max_length=128, slots=2)
+        kind: torch_engine.load(directory, threads=1, dtype="bfloat16", quantization=kind, max_length=128, slots=2)
         for kind in ("none", "int8", "int4")
     }
     assert [engine.info.dtype for engine in engines.values()] == ["bfloat16", "int8", "int4"]
@@ -51,7 +51,7 @@ def test_where_an_operator_is_missing_the_next_one_serves(
         raise NotImplementedError("no such operator")
 
     monkeypatch.setattr(quantize, "_LAYERS", {**quantize._LAYERS, **dict.fromkeys(missing, broken)})
-    engine = torch_engine.load(save("llama", tmp_path), quantization="int4", max_length=128, slots=1)
+    engine = torch_engine.load(save("llama", tmp_path), threads=1, quantization="int4", max_length=128, slots=1)
     assert engine.info.dtype == kind
     assert any("int4" in line and kind.removeprefix("bfloat16") in line for line in caplog.messages)
 

@@ -12,9 +12,9 @@ pytestmark = pytest.mark.timeout(240)
 RUN = Path(__file__).with_name("bitwise_run.py")
 
 
-def run(directory: Path, dtype: str, quantization: str, exactness: str) -> dict[str, int]:
+def run(directory: Path, dtype: str, quantization: str, exactness: str, threads: int = 1) -> dict[str, int]:
     done = subprocess.run(
-        [sys.executable, str(RUN), str(directory), dtype, quantization, exactness],
+        [sys.executable, str(RUN), str(directory), dtype, quantization, exactness, str(threads)],
         capture_output=True,
         text=True,
         timeout=200,
@@ -26,16 +26,18 @@ def run(directory: Path, dtype: str, quantization: str, exactness: str) -> dict[
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "quantization"),
+    ("kind", "dtype", "quantization", "threads"),
     [
-        ("llama", "float32", "none"),
-        ("llama", "bfloat16", "none"),
-        ("qwen3", "bfloat16", "int4"),
-        ("gemma2", "bfloat16", "none"),
+        ("llama", "float32", "none", 2),
+        ("llama", "bfloat16", "none", 1),
+        ("qwen3", "bfloat16", "int4", 1),
+        ("gemma2", "bfloat16", "none", 1),
     ],
 )
-def test_every_grouping_gives_the_same_bits(kind: str, dtype: str, quantization: str, tmp_path: Path) -> None:
-    result = run(save(kind, tmp_path), dtype, quantization, "bitwise")
+def test_every_grouping_gives_the_same_bits(
+    kind: str, dtype: str, quantization: str, threads: int, tmp_path: Path
+) -> None:
+    result = run(save(kind, tmp_path), dtype, quantization, "bitwise", threads)
     assert result["positions"] > 200
     assert result["logits_differ"] == 0
     assert result["kv_differ"] == 0

@@ -20,6 +20,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
     parts: list[str] = []
     made = torch_engine.load(
         save("llama", tmp_path_factory.mktemp("llama")),
+        threads=1,
         max_length=128,
         slots=2,
         max_rows=100,

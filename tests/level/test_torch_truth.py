@@ -46,14 +46,14 @@ def drafted(engine: TorchEngine, prompt: list[int], count: int, chunk: int, slot
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TorchEngine]:
     directory = save("llama", tmp_path_factory.mktemp("llama"))
-    return directory, torch_engine.load(directory, max_length=256, slots=16)
+    return directory, torch_engine.load(directory, threads=1, max_length=256, slots=16)
 
 
 @pytest.mark.parametrize("exactness", ["shape", "bitwise"])
 @pytest.mark.parametrize("kind", list(CONFIGS))
 def test_greedy_text_is_transformers(kind: str, exactness: str, tmp_path: Path) -> None:
     directory = save(kind, tmp_path)
-    engine = torch_engine.load(directory, max_length=256, slots=2, exactness=exactness)
+    engine = torch_engine.load(directory, threads=1, max_length=256, slots=2, exactness=exactness)
     prompt = [3 + (7 * i * i) % 90 for i in range(75)]
     assert drafted(engine, prompt, 40, chunk=30) == generated(directory, prompt, 40)
 
