@@ -179,7 +179,7 @@ def _candidates(row: Tensor, weights: Tensor, total: float, sampling: Sampling) 
     few = 0 < sampling.top_k < row.shape[0]
     floor = sampling.min_p * (1 - MARGIN)
     for threshold in THRESHOLDS:
-        if threshold <= floor:
+        if threshold <= floor and not few:
             break
         ids = _ids(weights >= threshold)
         if few and ids.size >= sampling.top_k:
