@@ -21,6 +21,7 @@ from specrouter_level.metrics import Metrics
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.server import LevelServer
 from specrouter_level.stub import VOCAB_DIGEST, StubEngine, curve
+from specrouter_level.worker import Worker
 
 PROMPT = list(b"once upon a time")
 SEED = 11
@@ -48,7 +49,7 @@ class Level:
         self.registry = CollectorRegistry()
         self.metrics = Metrics("mid", self.scheduler, self.registry)
         self.server = LevelServer(
-            "mid", engine.info, self.scheduler, Driver(engine, self.scheduler, self.metrics.observe)
+            "mid", engine.info, self.scheduler, Driver(engine, self.scheduler, self.metrics.observe, Worker())
         )
         self.address = ""
 

@@ -1,16 +1,16 @@
-"""Runs the scheduler's steps: in a thread of their own, or on the loop for engines whose steps take no time."""
+"""Runs the scheduler's steps: in the engine's thread, or on the loop for engines whose steps take no time."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import queue
-import threading
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 
 from specrouter_level.engine import Drawn, Engine, Span
 from specrouter_level.scheduler import Scheduler
+from specrouter_level.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -23,27 +23,23 @@ class Driver:
     ``observe`` is told of every step: its seconds, tokens fed and sequences.
     """
 
-    def __init__(self, engine: Engine, scheduler: Scheduler, observe: Callable[[float, int, int], None]) -> None:
+    def __init__(
+        self, engine: Engine, scheduler: Scheduler, observe: Callable[[float, int, int], None], worker: Worker
+    ) -> None:
         self._engine = engine
         self._scheduler = scheduler
         self._observe = observe
         self._running = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._steps: queue.SimpleQueue[list[Span] | None] = queue.SimpleQueue()  # holds one step at most
-        self._thread: threading.Thread | None = None
+        self._worker = worker
 
     def start(self) -> None:
         """Bind to the running loop."""
         self._loop = asyncio.get_running_loop()
-        if not self._engine.inline:
-            self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
-            self._thread.start()
 
     def stop(self, timeout: float) -> None:
         """End the thread; waits for the running step, at most ``timeout`` seconds."""
-        if self._thread is not None:
-            self._steps.put(None)
-            self._thread.join(timeout)
+        self._worker.stop(timeout)
 
     def kick(self) -> None:
         """Start a step unless one is running."""
@@ -58,16 +54,13 @@ class Driver:
         spans = self._scheduler.form()
         self._running = bool(spans)
         if spans:
-            self._steps.put(spans)
+            self._worker.do(lambda: self._work(spans))
 
-    def _work(self) -> None:
-        loop = self._loop
-        while loop is not None and (spans := self._steps.get()) is not None:
-            answer, seconds = self._run(spans)
-            try:
-                loop.call_soon_threadsafe(self._ended, spans, answer, seconds)
-            except RuntimeError:  # the loop closed while the step ran
-                return
+    def _work(self, spans: list[Span]) -> None:
+        answer, seconds = self._run(spans)
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop closed while the step ran
+                self._loop.call_soon_threadsafe(self._ended, spans, answer, seconds)
 
     def _run(self, spans: list[Span]) -> tuple[list[Drawn] | str, float]:
         start = perf_counter()

@@ -10,6 +10,7 @@ from specrouter_level.metrics import Metrics
 from specrouter_level.model import HttpServer, LevelModel
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.server import LevelServer
+from specrouter_level.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -17,9 +18,9 @@ log = logging.getLogger(__name__)
 class Level:
     """What runs in the process's loop beside KServe's server."""
 
-    def __init__(self, name: str, engine: Engine, address: str) -> None:
+    def __init__(self, name: str, engine: Engine, worker: Worker, address: str) -> None:
         self.scheduler = Scheduler(engine.info)
-        self._driver = Driver(engine, self.scheduler, Metrics(name, self.scheduler).observe)
+        self._driver = Driver(engine, self.scheduler, Metrics(name, self.scheduler).observe, worker)
         self._name = name
         self._engine = engine
         self._address = address
@@ -39,9 +40,9 @@ class Level:
             log.info("level %s has stopped", self._name)
 
 
-def run(name: str, engine: Engine, *, host: str, http_port: int, grpc_port: int) -> int:
-    """Serve until a signal; returns the exit code."""
-    level = Level(name, engine, f"{host}:{grpc_port}")
+def run(name: str, engine: Engine, worker: Worker, *, host: str, http_port: int, grpc_port: int) -> int:
+    """Serve until a signal; returns the exit code. ``worker`` is the thread that made the engine."""
+    level = Level(name, engine, worker, f"{host}:{grpc_port}")
     http = HttpServer(host, http_port, before=level.start, after=level.stop)
     for noisy in ("kserve.trace", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # a line per health check

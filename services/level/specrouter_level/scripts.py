@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from specrouter_level.engine import Engine
+from specrouter_level.worker import Worker
 
 log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -73,11 +74,13 @@ def serve(  # noqa: PLR0913  # the command line's options
 ) -> None:
     """Serve one level: LevelService on the gRPC port, health and metrics on the HTTP port."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    worker = Worker()
     try:
         if engine is EngineName.TORCH:
             if model is None or not model.is_dir():  # said before torch is loaded, which takes seconds
                 raise ValueError(f"model: the torch engine needs the directory of the weights, got {model}")
             made = _torch(
+                worker,
                 model,
                 dtype=dtype,
                 quantization=quantization,
@@ -97,7 +100,7 @@ def serve(  # noqa: PLR0913  # the command line's options
         raise typer.Exit(2) from error
     from specrouter_level.process import run  # noqa: PLC0415  # kserve takes a second; errors above come first
 
-    raise typer.Exit(run(name, made, host=host, http_port=http_port, grpc_port=grpc_port))
+    raise typer.Exit(run(name, made, worker, host=host, http_port=http_port, grpc_port=grpc_port))
 
 
 def _stub(name: str, agreement: float, step_ms: str, *, max_length: int, slots: int, max_rows: int) -> Engine:
@@ -120,6 +123,7 @@ def _ngram(*, max_length: int, slots: int, max_rows: int) -> Engine:
 
 
 def _torch(  # noqa: PLR0913
+    worker: Worker,
     model: Path,
     *,
     dtype: str,
@@ -131,23 +135,26 @@ def _torch(  # noqa: PLR0913
     max_rows: int,
     exactness: str,
 ) -> Engine:
-    from specrouter_level import reproducible  # noqa: PLC0415
+    def made() -> Engine:
+        from specrouter_level import reproducible  # noqa: PLC0415
 
-    threads = reproducible.prepare(threads)
-    from specrouter_level.torch_engine import load  # noqa: PLC0415  # imports torch, whose settings must stand first
+        count = reproducible.prepare(threads)
+        from specrouter_level.torch_engine import load  # noqa: PLC0415  # imports torch, whose settings must stand first
 
-    return load(
-        model,
-        dtype=dtype,
-        quantization=quantization,
-        device=device,
-        threads=threads,
-        max_length=max_length,
-        slots=slots,
-        max_rows=max_rows,
-        exactness=exactness,
-        progress=_progress,
-    )
+        return load(
+            model,
+            dtype=dtype,
+            quantization=quantization,
+            device=device,
+            threads=count,
+            max_length=max_length,
+            slots=slots,
+            max_rows=max_rows,
+            exactness=exactness,
+            progress=_progress,
+        )
+
+    return worker.ask(made)
 
 
 def _progress(part: str, done: float) -> None:
