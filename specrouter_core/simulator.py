@@ -1,10 +1,10 @@
 """The mesh in simulated time: the same machine and planner as in the router, levels as cost curves.
 
-Discrete events, one heap. Levels form steps as the real ones do (replica.py). A hop takes a fixed time each way; a
-router takes its events one after the other, each for ``router_seconds``. Text is synthetic: the token at a position
-is a hash of (sequence, position, token before), and a level draws the same token as the target with its
-``agreement``, raised or lowered per sequence by ``Arrival.ease``; what is easy for a level is easy for every better
-one.
+Discrete events, one heap. Levels form steps as the real ones do (replica.py). A hop takes a fixed time each way. A
+router takes all replies that have come, ``router_seconds`` for each, and then sends the calls that follow together.
+Text is synthetic: the token at a position is a hash of (sequence, position, token before), and a level draws the same
+token as the target with its ``agreement``, raised or lowered per sequence by ``Arrival.ease``; what is easy for a
+level is easy for every better one.
 
 Meant for what cannot be run: thousands of sequences, hundreds of replicas, levels one does not own. Not modelled: slots
 (a replica holds any number of sequences), Redis, clients, and processes that share a core.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specrouter_core.chain import Plan
 from specrouter_core.machine import Action, Call, Cancel, Commit, Event, Finish, Machine, Replan, Reply, Withdraw
@@ -63,6 +63,14 @@ class Policy:
         """A sequence has ended."""
 
 
+@dataclass(slots=True, eq=False)
+class _Router:
+    """Replies that wait for its next turn, by call."""
+
+    inbox: dict[int, tuple[Replica, Work, Reply]] = field(default_factory=dict)
+    busy: bool = False
+
+
 class Simulator:
     """Runs arrivals through levels under a policy.
 
@@ -99,7 +107,7 @@ class Simulator:
         self._events = 0
         self._random = random.Random(seed)
         self._router_seconds = router_seconds
-        self._router_free = [0.0] * routers
+        self._routers = [_Router() for _ in range(routers)]
         self._stopwatch = stopwatch
 
     def add_replica(self, name: str) -> None:
@@ -150,15 +158,25 @@ class Simulator:
         self.router_cost += self._stopwatch() - begin
         self._carry_out(sequence, actions)
 
-    def _queued(self, sequence: int, event: Callable[[], None]) -> None:
-        """Something comes to the sequence's router, which takes one after the other."""
-        if not self._router_seconds:
-            event()
-            return
-        router = sequence % len(self._router_free)
-        free = max(self._router_free[router], self.now) + self._router_seconds
-        self._router_free[router] = free
-        self._at(free, event)
+    def _deliver(self, replica: Replica, work: Work, reply: Reply) -> None:
+        """A reply comes to its router. What the router has not looked at yet of the same call, it replaces."""
+        router = self._routers[work.sequence % len(self._routers)]
+        router.inbox[id(work)] = (replica, work, reply)
+        if not router.busy:
+            router.busy = True
+            self._at(self.now, lambda: self._begin_tick(router))
+
+    def _begin_tick(self, router: _Router) -> None:
+        """The router takes all that has come, and then sends all that follows."""
+        taken, router.inbox = list(router.inbox.values()), {}
+        router.busy = bool(taken)
+        if taken:
+            self._at(self.now + self._router_seconds * len(taken), lambda: self._end_tick(router, taken))
+
+    def _end_tick(self, router: _Router, taken: list[tuple[Replica, Work, Reply]]) -> None:
+        for replica, work, reply in taken:
+            self._replied(replica, work, reply)
+        self._begin_tick(router)
 
     def _replied(self, replica: Replica, work: Work, reply: Reply) -> None:
         if work.sequence not in self._machines:
@@ -264,7 +282,7 @@ class Simulator:
         if work.sequence in self._machines:
             if replica.receive(work, committed):
                 self._answer(replica, work)
-            self._step(replica)
+            self._at(self.now, lambda: self._step(replica))  # after all that came at the same time
 
     def _step(self, replica: Replica) -> None:
         seconds = replica.form(self.now)
@@ -278,5 +296,4 @@ class Simulator:
 
     def _answer(self, replica: Replica, work: Work) -> None:
         reply = Reply(work.call, tuple(work.out), work.left <= 0)
-        there = self.now + self.hop
-        self._at(there, lambda: self._queued(work.sequence, lambda: self._replied(replica, work, reply)))
+        self._at(self.now + self.hop, lambda: self._deliver(replica, work, reply))

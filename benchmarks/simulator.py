@@ -1,0 +1,244 @@
+"""The simulator against the real stack, and how the router's cost grows.
+
+Real: the stub family as real processes (draft 2.5, mid 9, target 35 ms a step), through HTTP. Of the real mesh only
+four things are measured for the simulator, all on the target alone:
+
+- step: a step's time as the level reports it (its sleep overshoots the curve),
+- round trip: what a call adds, from windows of 1 and 8,
+- overhead: what a step adds besides, at 1 and at 16 sequences: a part per step and a part per sequence in it,
+- router: CPU time of the router process per token.
+
+Then, per chain and per load (1, 4, 16 sequences), mean time per token of both. Growth: 100 to 100,000 sequences at once
+over 1 to 256 replicas of each level with adaptive plans; router_us_per_round is the real time that machines and
+planners took in the simulation, for each round (a commit of some tokens).
+
+    .venv/bin/python benchmarks/simulator.py [--part real growth] [--repeats 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import psutil
+import results
+from rich.console import Console
+
+from specrouter_core.adaptive import Adaptive, Member
+from specrouter_core.adaptive_policy import AdaptivePolicy
+from specrouter_core.chain import Plan
+from specrouter_core.profile import Curve
+from specrouter_core.replica import SimLevel
+from specrouter_core.simulator import Policy, Simulator
+from specrouter_core.workload import Arrival, Summary, Workload
+from specrouter_local import parts, process
+from specrouter_local.launch import Launcher, Wanted, prepare
+from specrouter_local.process import Child
+from specrouter_router import family as families
+from specrouter_router.family import Family
+
+TOKENS = {1: 400, 4: 200, 16: 120}  # by sequences at once
+GROWTH = ((100, 1, 48), (1_000, 4, 24), (10_000, 32, 12), (100_000, 256, 6))  # sequences, replicas, tokens of each
+COSTS = {
+    "draft": {1: 0.0025, 64: 0.003, 512: 0.01},
+    "mid": {1: 0.009, 32: 0.010, 128: 0.020, 512: 0.07},
+    "target": {1: 0.035, 16: 0.037, 64: 0.060, 512: 0.4},
+}
+AGREEMENT = {"draft": 0.65, "mid": 0.82, "target": 1.0}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Requests at once through the real mesh."""
+
+    per_token: float  # seconds, mean over requests
+    step: float  # seconds of a step of the target, as it says
+    router_cpu: float  # seconds of the router's CPU per token
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the simulator is told of the real mesh; seconds."""
+
+    step_over: float  # a step's time over what its curve says
+    hop: float  # one way
+    overhead: float  # per step
+    overhead_each: float  # per sequence in a step
+    router: float  # per reply
+
+
+async def requests(url: str, model: str, chain: Sequence[str], together: int, tokens: int, seed: int) -> list[dict]:
+    """Every request's seconds and report."""
+    async with httpx.AsyncClient(base_url=url, timeout=300, trust_env=False) as client:
+
+        async def one(number: int) -> dict:
+            body = {
+                "model": model, "prompt": "a prompt to go on from", "max_tokens": tokens, "temperature": 0.8,
+                "seed": seed + number, "specrouter": {"chain": list(chain), "report": True},
+            }  # fmt: skip
+            begin = time.perf_counter()
+            response = await client.post("/v1/completions", json=body)
+            response.raise_for_status()
+            answer = response.json()
+            count = answer["usage"]["completion_tokens"]
+            return {"per_token": (time.perf_counter() - begin) / count, "report": answer["specrouter"]["report"]}
+
+        return await asyncio.gather(*(one(number) for number in range(together)))
+
+
+def real(url: str, router: psutil.Process, model: str, chain: Sequence[str], together: int, repeats: int) -> Run:
+    """The mean over the repeats; different texts each time."""
+    tokens = TOKENS[together]
+    cpu = sum(router.cpu_times()[:2])
+    done = [
+        answer
+        for repeat in range(repeats)
+        for answer in asyncio.run(requests(url, model, chain, together, tokens, 1000 * repeat))
+    ]
+    cpu = sum(router.cpu_times()[:2]) - cpu
+    targets = [next(x for x in answer["report"]["levels"] if x["level"] == chain[-1]) for answer in done]
+    return Run(
+        statistics.mean(answer["per_token"] for answer in done),
+        sum(x["compute_ms"] for x in targets) / 1000 / sum(x["drawn"] for x in targets),
+        cpu / (tokens * len(done)),
+    )
+
+
+@contextmanager
+def second_router(launcher: Launcher, redis_url: str, window: int) -> Iterator[tuple[str, psutil.Process]]:
+    """A router over the same levels whose windows are all ``window``."""
+    directory = launcher.run.directory
+    family = families.load(directory / "family.yaml")
+    windows = dict.fromkeys((level.name for level in family.levels), window)
+    file = directory / f"family-{window}.yaml"
+    chain = family.chain.model_copy(update={"windows": windows})
+    parts.write_family(family.model_copy(update={"chain": chain}), file)
+    port, grpc_port = parts.free_ports(2)
+    part = parts.router_part(file, redis_url, port, grpc_port, 0)
+    child = Child(part.argv, part.env, directory / f"router-{window}.log")
+    try:
+        until = time.monotonic() + part.patience
+        while part.probe() is None:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{part.name} is not ready after {part.patience:g} s")
+            time.sleep(0.1)
+        yield f"http://{part.address}", psutil.Process(child.pid)
+    finally:
+        process.stop([child], 5.0, lambda: False)
+
+
+def measured(alone: Run, short: Run, many: Run, step: float) -> Measured:
+    """From the target alone: windows of 8 (1 and 16 sequences) and of 1."""
+    trip = max(short.per_token - alone.per_token, 0.0) * 8 / 7
+    overhead = max(alone.per_token - alone.step - trip / 8, 0.0)
+    # at 16, a new call of one sequence waits for the step of the others: one step more every 8
+    each = max(many.per_token - many.step - overhead - trip / 8 - many.step / 8, 0.0) / 15
+    router = many.router_cpu
+    hop = max((trip - router) / 2, 1e-5)
+    return Measured(alone.step - step, hop, overhead, each, router)
+
+
+def simulated(family: Family, chain: Sequence[str], together: int, found: Measured) -> float:
+    """Mean seconds per token in the simulator, over more texts than in the real mesh."""
+    levels = []
+    for level in family.levels:
+        if level.name in chain:
+            seconds = float(str(level.step_ms).partition(":")[2]) / 1000 + found.step_over
+            agreement = 1.0 if level.agreement is None else level.agreement
+            each = found.overhead_each
+            levels.append(
+                SimLevel(level.name, Curve.of({1: seconds}), agreement, overhead=found.overhead, overhead_each=each)
+            )
+    windows = tuple(family.chain.windows[name] for name in chain)
+    plan = Plan(tuple(chain), windows, family.chain.lookahead, family.chain.mode == "overlapped")
+    arrivals = [Arrival(0.001 * i, TOKENS[together], prompt=22) for i in range(together)]
+    done = []
+    for seed in range(max(2, 24 // together)):
+        simulator = Simulator(levels, Policy(plan), hop=found.hop, seed=seed, router_seconds=found.router)
+        done += simulator.run(arrivals)
+    return statistics.mean(outcome.per_token for outcome in done)
+
+
+def against_real(repeats: int, console: Console) -> tuple[list[dict], dict]:
+    """One row per chain and load."""
+    wanted = Wanted(family=None, engine="stub", redis_url=None, port=0, grpc_port=0)
+    launcher = Launcher(prepare(console, wanted).name, wanted, tied=True)
+    rows = []
+    try:
+        state = launcher.wait(console)
+        family = families.load(launcher.run.directory / "family.yaml")
+        redis_url = next(f"redis://{part.address}/0" for part in state.parts if part.kind == "redis")
+        router = psutil.Process(next(part.pid for part in state.parts if part.kind == "router"))
+        names = state.levels
+        target, step = names[-1:], float(str(family.target.step_ms).partition(":")[2]) / 1000
+        asyncio.run(requests(state.router, state.name, names, 4, 16, 1))  # warm
+        reals = {(1, n): real(state.router, router, state.name, target, n, 1) for n in (1, 16)}
+        with second_router(launcher, redis_url, 1) as (url, other):
+            short = real(url, other, state.name, target, 1, 1)
+        found = measured(reals[1, 1], short, reals[1, 16], step)
+        for together in TOKENS:
+            for count in (1, 2, 3):
+                chain = names[-count:] if count != 2 else [names[0], names[-1]]
+                run = reals.get((count, together)) or real(
+                    state.router, router, state.name, chain, together, repeats if together > 1 else 3 * repeats
+                )
+                guess = simulated(family, chain, together, found)
+                rows.append({
+                    "chain": " > ".join(chain), "sequences": together, "real_ms": round(1000 * run.per_token, 3),
+                    "simulated_ms": round(1000 * guess, 3), "error": round(guess / run.per_token - 1, 4),
+                    "router_cpu_us_per_token": round(1e6 * run.router_cpu, 1),
+                })  # fmt: skip
+    finally:
+        launcher.end()
+    told = {f"{name}_us": round(1e6 * value, 1) for name, value in vars(found).items()}
+    return rows, {"simulator_error_max": max(abs(row["error"]) for row in rows), **told}
+
+
+def growth() -> tuple[list[dict], dict]:
+    """One row per size."""
+    rows = []
+    for sequences, replicas, tokens in GROWTH:
+        members = [Member(name, costs, replicas) for name, costs in COSTS.items()]
+        levels = [SimLevel(name, Curve.of(costs), AGREEMENT[name], replicas) for name, costs in COSTS.items()]
+        routers = max(1, sequences // 2000)
+        policy = AdaptivePolicy(lambda members=members: Adaptive(members), routers)
+        simulator = Simulator(levels, policy, routers=routers, stopwatch=time.perf_counter)
+        gc.collect()
+        gc.disable()  # collections belong to the simulator's own heap of events
+        begin = time.perf_counter()
+        done = simulator.run(Workload(sequences, tokens=(tokens, tokens)).arrivals(1))
+        seconds = time.perf_counter() - begin
+        gc.enable()
+        summary = Summary.of(done)
+        rows.append({
+            "sequences": sequences, "replicas": replicas, "routers": routers, "tokens": summary.tokens,
+            "rounds": simulator.rounds,
+            "router_us_per_round": round(1e6 * simulator.router_cost / simulator.rounds, 1),
+            "router_us_per_reply": round(1e6 * simulator.router_cost / simulator.router_events, 1),
+            "replies_per_round": round(simulator.router_events / simulator.rounds, 2),
+            "ms_per_token": round(1000 * summary.per_token_mean, 2), "wall_s": round(seconds, 1),
+        })  # fmt: skip
+    costs = [row["router_us_per_reply"] for row in rows]
+    return rows, {"growth_cost_ratio": round(costs[-1] / costs[0], 3), "growth_cost_spread": max(costs) / min(costs)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=("real", "growth"), default=["real", "growth"])
+    parser.add_argument("--repeats", type=int, default=2)
+    args = parser.parse_args()
+    if "real" in args.part:
+        results.write("simulator", *against_real(args.repeats, Console(stderr=True)))
+    if "growth" in args.part:
+        results.write("growth", *growth())
+
+
+if __name__ == "__main__":
+    main()
