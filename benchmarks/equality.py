@@ -83,7 +83,8 @@ def router(run_directory: Path, redis_url: str, mode: str, window: int) -> Itera
     """A router over the levels that run already, with its own mode and windows."""
     family = families.load(run_directory / "family.yaml")
     windows = dict.fromkeys((level.name for level in family.levels), window)
-    chain = family.chain.model_copy(update={"mode": mode, "windows": windows, "lookahead": max(16, 2 * window)})
+    update = {"policy": "fixed", "mode": mode, "windows": windows, "lookahead": max(16, 2 * window)}
+    chain = family.chain.model_copy(update=update)
     file = run_directory / f"family-{mode}-{window}.yaml"
     parts.write_family(family.model_copy(update={"chain": chain}), file)
     port, grpc_port = parts.free_ports(2)

@@ -61,7 +61,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def start_mesh(folder: Path, redis_url: str) -> tuple[list[subprocess.Popen[bytes]], int]:
+def start_mesh(folder: Path, redis_url: str, policy: str) -> tuple[list[subprocess.Popen[bytes]], int]:
     """Two levels and a router; returns the processes, the router last, and its HTTP port."""
     ports = free_ports(6)
     family = folder / "family.yaml"
@@ -72,7 +72,7 @@ def start_mesh(folder: Path, redis_url: str) -> tuple[list[subprocess.Popen[byte
         argv = [BIN / "specrouter-level", "--name", name, "--engine", "stub", "--slots", "64"]
         argv += ["--grpc-port", str(grpc_port), "--http-port", str(http_port), "--max-length", "100000"]
         processes.append(subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-    lines.append("chain: {mode: lockstep, windows: {draft: 4, target: 4}}")
+    lines.append(f"chain: {{policy: {policy}, mode: lockstep, windows: {{draft: 4, target: 4}}}}")
     family.write_text("\n".join(lines))
     argv = [BIN / "specrouter-router", "--family", family, "--redis-url", redis_url]
     argv += ["--http-port", str(ports[4]), "--grpc-port", str(ports[5])]
@@ -96,7 +96,7 @@ async def stream(port: int, chain: list[str], rounds: int, tally: Tally) -> None
         "max_tokens": rounds * TOKENS,
         "temperature": 0.8,
         "stream": True,
-        "specrouter": {"chain": chain},
+        "specrouter": {"chain": chain, "windows": [4] * len(chain), "mode": "lockstep"},
     }
     data = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -160,12 +160,15 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=400, help="rounds of each stream (at 1 stream five times as many)"
     )
+    parser.add_argument(
+        "--policy", choices=("adaptive", "fixed"), default="adaptive", help="adaptive: what is measured is learnt from"
+    )
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 16, 64])
     options = parser.parse_args()
     rows = []
     summary: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder, ValkeyServer() as valkey:
-        processes, port = start_mesh(Path(folder), f"redis://127.0.0.1:{valkey.port}")
+        processes, port = start_mesh(Path(folder), f"redis://127.0.0.1:{valkey.port}", options.policy)
         try:
             router = psutil.Process(processes[-1].pid)
             asyncio.run(run(port, CHAINS["draft+target"], 4, 50, router))  # warm

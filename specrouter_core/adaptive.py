@@ -7,7 +7,7 @@ a round costs a look into it and not a search. No I/O and no clock: the caller t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from specrouter_core.agreement import Agreement, Deviation
@@ -19,6 +19,7 @@ from specrouter_core.similarity import Probe, Similarity
 
 REFRESH = 0.1  # seconds between two tables
 KINDS = (-1.5, -0.5, 0.5, 1.5)  # bounds of a sequence's shift (log-odds) between the kinds
+AGE = 10.0  # seconds in which a correction that is not renewed loses half of it
 STAY = 4  # rounds a sequence keeps its plan at least
 ROUNDS = 8  # rounds over which a chain's time per token is taken
 
@@ -38,11 +39,20 @@ class Follower:
     """What is known of one sequence."""
 
     plan: Plan
+    free: bool = True  # its plan is chosen here
     ease: Deviation = field(default_factory=Deviation)
     rounds: int = 0  # since the plan was taken
     tokens: int = 0  # since ``since``
     since: float = 0.0
     switches: int = 0
+
+
+def _kind(shift: float) -> int:
+    return sum(shift > bound for bound in KINDS)
+
+
+def _same(a: Plan, b: Plan) -> bool:
+    return (a.levels, a.overlapped) == (b.levels, b.overlapped)
 
 
 class Adaptive:
@@ -68,6 +78,7 @@ class Adaptive:
         self._planners: dict[int, Planner] = {}
         self._plans: dict[tuple[int, tuple[str, ...] | None], Plan] = {}
         self._tables: dict[int, list[Choice]] = {}
+        self._tabled: dict[int, float] = {}  # when ``best`` last made them
         self._made = -1e9
         self._explore = explore
 
@@ -77,11 +88,40 @@ class Adaptive:
 
     # What happens.
 
-    def begin(self, sequence: int | str, now: float) -> Plan:
-        """A new sequence: its first plan."""
-        plan = self._plan(2, None, now)
-        self.running[sequence] = Follower(plan, since=now)
-        return plan
+    def begin(self, sequence: int | str, now: float, *, ease: float = 0.0, plan: Plan | None = None) -> Plan:
+        """A new sequence: its first plan. ``ease``: its class's shift. With a ``plan`` it is followed, not steered."""
+        chosen = plan or self._plan(_kind(ease), None, now)
+        self.running[sequence] = Follower(chosen, plan is None, Deviation(shift=ease), since=now)
+        return chosen
+
+    def uses(self, sequence: int | str, plan: Plan, now: float) -> None:
+        """The sequence's plan is this one from now on, whatever was chosen for it; it is measured afresh."""
+        follower = self.running.get(sequence)
+        if follower is not None:
+            follower.plan, follower.rounds, follower.tokens, follower.since = plan, 0, 0, now
+
+    def best(self, sequence: int | str, now: float, fits: Callable[[Plan], bool]) -> Plan | None:
+        """For a sequence that may not use all plans: the best that ``fits``, with the planner's hysteresis."""
+        follower = self.running.get(sequence)
+        kind = _kind(follower.ease.shift) if follower is not None else 2
+        if now - self._tabled.get(kind, -1e9) > REFRESH:
+            target = self.members[-1].name
+            self._tabled[kind] = now
+            self._choose(kind, Plan((target,), (1,)))
+        table = [choice for choice in self._tables[kind] if fits(choice.plan)]
+        if not table:
+            return None
+        if follower is not None:
+            levels, mode = follower.plan.levels, follower.plan.overlapped
+            for choice in table:
+                if (choice.plan.levels, choice.plan.overlapped) == (levels, mode):
+                    return choice.plan if choice.seconds <= 1.05 * table[0].seconds else table[0].plan
+        return table[0].plan
+
+    def changed(self) -> None:
+        """Levels came or went: what was chosen before does not hold any more."""
+        self._made = -1e9
+        self._tabled.clear()
 
     def end(self, sequence: int | str) -> None:
         """It has ended."""
@@ -116,12 +156,14 @@ class Adaptive:
         follower.tokens += len(commit.tokens)
         if follower.rounds % ROUNDS == 0:
             self._measure(follower, now)
-        if follower.rounds < STAY:
+        if not follower.free or follower.rounds < STAY:
             return None
-        kind = sum(follower.ease.shift > bound for bound in KINDS)
+        kind = _kind(follower.ease.shift)
         plan = self._plan(kind, follower.plan, now)
         if plan == follower.plan:
             return None
+        if follower.tokens:
+            self._measure(follower, now)
         follower.switches += plan.levels != follower.plan.levels
         follower.plan, follower.rounds, follower.tokens, follower.since = plan, 0, 0, now
         return plan
@@ -150,9 +192,9 @@ class Adaptive:
         seconds = (now - follower.since) / max(follower.tokens, 1)
         follower.tokens, follower.since = 0, now
         for kind, table in self._tables.items():
-            choice = next((c for c in table if c.plan.levels == follower.plan.levels), None)
+            choice = next((c for c in table if _same(c.plan, follower.plan)), None)
             if choice is not None and seconds > 0:
-                if kind == sum(follower.ease.shift > bound for bound in KINDS):
+                if kind == _kind(follower.ease.shift):
                     self.errors = [*self.errors[-255:], abs(choice.seconds - seconds) / seconds]
                 self._planners[kind].observe(follower.plan, seconds)
 
@@ -160,9 +202,12 @@ class Adaptive:
 
     def _plan(self, kind: int, current: Plan | None, now: float) -> Plan:
         if now - self._made > REFRESH:
-            self._made = now
             self._plans.clear()
-        key = kind, current.levels if current is not None else None
+            keep = 0.5 ** (min(now - self._made, AGE) / AGE)
+            self._made = now
+            for planner in self._planners.values():
+                planner.age(keep)
+        key = kind, (*current.levels, str(current.overlapped)) if current is not None else None
         plan = self._plans.get(key)
         if plan is None:
             plan = self._choose(kind, current)

@@ -241,6 +241,11 @@ class Planner:
         ratio = min(max(seconds / choice.model, 0.1), 10.0)
         found.ratio += max(0.1, 1 / (found.seen + 1)) * (ratio - found.ratio)
 
+    def age(self, keep: float) -> None:
+        """Trust old corrections less: this share of what they differ from 1 is kept."""
+        for found in self._corrections.values():
+            found.ratio = found.ratio**keep
+
     def explain(self) -> list[Choice]:
         """The table the last choice was made from, best first."""
         return self._table

@@ -19,7 +19,7 @@ tokenizer: bytes
 levels:
   - {name: a, engine: stub, agreement: 0.6, step_ms: "1:2.5,8:3"}
   - {name: b, engine: stub}
-chain: {mode: lockstep, windows: {a: 3}, lookahead: 9}
+chain: {policy: fixed, mode: lockstep, windows: {a: 3}, lookahead: 9}
 """
 
 
@@ -28,6 +28,13 @@ def test_a_family_has_all_windows_and_a_target() -> None:
     assert family.target.name == "b"
     assert family.chain.windows == {"a": 3, "b": 8}
     assert (family.chain.mode, family.chain.lookahead) == ("lockstep", 9)
+    assert family.chain.modes == (False,) and family.levels[0].weight == 100
+
+
+def test_what_is_left_out_is_chosen_by_the_router() -> None:
+    family = parse(STUB.replace("chain:", "# chain:"), "f.yaml")
+    assert (family.chain.policy, family.chain.modes, family.chain.lookahead) == ("adaptive", (True, False), 64)
+    assert family.chain.windows == {"a": 16, "b": 16}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +59,10 @@ def test_a_family_has_all_windows_and_a_target() -> None:
         ("{a: 3}", "{c: 3}", "chain.windows.c: no level has this name (levels: a, b)"),
         ("{a: 3}", "{a: 65}", "chain.windows.a: Input should be less than or equal to 64"),
         ("lookahead: 9", "lookahead: 0", "chain.lookahead: Input should be greater than or equal to 1"),
-        ("mode: lockstep", "mode: fast", "chain.mode: Input should be 'overlapped' or 'lockstep'"),
+        ("mode: lockstep", "mode: fast", "chain.mode: Input should be 'auto', 'overlapped' or 'lockstep'"),
+        ("policy: fixed", "policy: best", "chain.policy: Input should be 'adaptive' or 'fixed'"),
+        ("agreement: 0.6", "weight: 101", "levels.0.weight: Input should be less than or equal to 100"),
+        ("b, engine: stub", "b, engine: stub, weight: 0", "levels.1.weight: the target is always used"),
         ("levels:\n", "levels:\n" + "  - {name: a, engine: stub}\n" * 8, "levels: List should have at most 8 items"),
         (STUB, "[", "not YAML"),
         (STUB, "- 1", "must be a mapping"),

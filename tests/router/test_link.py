@@ -95,7 +95,7 @@ class Stand:
             f'{{name: {name}, engine: stub, address: "127.0.0.1:{port}"}}'
             for name, port in zip(("draft", "target"), self.ports, strict=True)
         ]
-        text = f"name: f\ntokenizer: bytes\nlevels: [{', '.join(levels)}]\nchain: {{mode: lockstep}}"
+        text = f"name: f\ntokenizer: bytes\nlevels: [{', '.join(levels)}]\nchain: {{policy: fixed, mode: lockstep}}"
         self.router = Router(family.parse(text, "test"), tokenizer.ByteTokenizer(), Memory(), Metrics())
         await asyncio.wait_for(self.router.start(), 10)
         return self

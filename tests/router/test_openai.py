@@ -81,7 +81,10 @@ def test_a_stream_with_report_has_the_documented_form(router: Router) -> None:
     assert last["usage"]["completion_tokens"] == 40
     ours = last["specrouter"]
     assert set(ours) == {"sequence", "report", "seed"} and ours["seed"] == 3
-    assert set(ours["report"]) == {"rounds", "levels", "lost"}
+    assert set(ours["report"]) == {"rounds", "levels", "lost", "chains", "switches"}
+    (chain,) = ours["report"]["chains"]
+    assert (chain["levels"], chain["mode"], chain["tokens"]) == (["draft", "mid", "target"], "lockstep", 40)
+    assert chain["rounds"] == ours["report"]["rounds"] and chain["ms"] > 0 and ours["report"]["switches"] == 0
     fields = {"level", "calls", "drawn", "offered", "accepted", "committed", "compute_ms", "queue_ms"}
     assert all(set(level) == fields for level in ours["report"]["levels"])
 
@@ -93,11 +96,13 @@ def test_status_health_and_metrics(router: Router) -> None:
     assert [level["name"] for level in status["levels"]] == ["draft", "mid", "target"]
     assert all(level["ready"] and level["engine"] == "stub" for level in status["levels"])
     assert status["chain"]["windows"] == {"draft": 3, "mid": 4, "target": 6}
+    assert status["chain"]["policy"] == "fixed" and status["adaptive"] is None
     assert httpx.get(f"{router.url}/healthz", trust_env=False).status_code == 200
     assert router.metric("specrouter_rounds_total") > 0
     assert router.metric('specrouter_calls_total{level="target",outcome="done"}') > 0
 
 
+PAIR = ["mid", "target"]
 BAD: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("unknown model", {"model": "nope"}, "model"),
     ("model of a wrong type", {"model": 3}, "model"),
@@ -132,6 +137,18 @@ BAD: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("chain out of order", {"specrouter": {"chain": ["mid", "draft", "target"]}}, "specrouter.chain"),
     ("chain without the target", {"specrouter": {"chain": ["draft"]}}, "specrouter.chain"),
     ("a level twice", {"specrouter": {"chain": ["draft", "draft", "target"]}}, "specrouter.chain"),
+    ("windows without a chain", {"specrouter": {"windows": [4, 4]}}, "specrouter.windows"),
+    ("too few windows", {"specrouter": {"chain": ["mid", "target"], "windows": [4]}}, "specrouter.windows"),
+    ("window 0", {"specrouter": {"chain": ["target"], "windows": [0]}}, "specrouter.windows.0"),
+    ("window 65", {"specrouter": {"chain": ["target"], "windows": [65]}}, "specrouter.windows.0"),
+    ("least above its window", {"specrouter": {"chain": PAIR, "windows": [4, 4], "least": [1, 5]}}, "specrouter.least"),
+    ("too few least", {"specrouter": {"chain": PAIR, "windows": [4, 4], "least": [1]}}, "specrouter.least"),
+    ("least without windows", {"specrouter": {"chain": PAIR, "least": [1, 1]}}, "specrouter.least"),
+    ("lookahead 0", {"specrouter": {"chain": PAIR, "windows": [4, 4], "lookahead": 0}}, "specrouter.lookahead"),
+    ("lookahead without windows", {"specrouter": {"lookahead": 9}}, "specrouter.lookahead"),
+    ("unknown mode", {"specrouter": {"mode": "fast"}}, "specrouter.mode"),
+    ("long class", {"specrouter": {"class": "x" * 41}}, "specrouter.class"),
+    ("class by another name", {"specrouter": {"traffic": "x"}}, "specrouter.traffic"),
     ("stream_options without stream", {"stream_options": {"include_usage": True}}, "stream_options"),
     ("lone surrogate", {"prompt": "\ud800"}, "prompt"),
 )

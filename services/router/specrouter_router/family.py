@@ -6,9 +6,10 @@
       - {name: draft, engine: ngram, address: "127.0.0.1:7101"}
       - {name: target, engine: torch, model: DIR, dtype: float32, address: "127.0.0.1:7102"}
     chain:
-      mode: overlapped          # or lockstep
-      windows: {draft: 4, target: 8}
-      lookahead: 16
+      policy: adaptive          # the router chooses, by what it measures; or fixed: always all levels
+      mode: auto                # what it may choose: overlapped, lockstep, or either
+      windows: {draft: 4, target: 8}   # adaptive: the most it may choose; fixed: what is used
+      lookahead: 16                    # likewise
 
 Unknown fields are errors, so that a typing mistake never passes silently.
 """
@@ -17,15 +18,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 MAX_LEVELS = 8
 BYTES = "bytes"  # the tokenizer of stub levels
-LOWER_WINDOW = 4  # tokens; window of a level that the file doesn't give one
+LOWER_WINDOW = 4  # tokens; window of a level that the file doesn't give one, with a fixed policy
 TARGET_WINDOW = 8
+LOOKAHEAD = 16
+MOST_WINDOW = 16  # tokens; the same with an adaptive policy
+MOST_LOOKAHEAD = 64
 
 # Fields that only make sense for some engines; every other field is for all.
 ENGINE_FIELDS = {
@@ -87,6 +91,7 @@ class LevelSpec(Spec):
     exactness: Literal["shape", "bitwise"] | None = None
     max_length: Annotated[int, Field(ge=2, le=1_048_576)] | None = None  # tokens of one sequence
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None  # sequences held at once
+    weight: Annotated[float, Field(ge=0, le=100)] = 100.0  # 100 = free to use, 0 = not used; divides the level's speed
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None  # with the target's language; 1 is the target
     step_ms: Annotated[str, AfterValidator(_curve)] | None = None  # step-time curve, "rows:milliseconds,..."
 
@@ -102,11 +107,34 @@ class LevelSpec(Spec):
 
 
 class ChainSpec(Spec):
-    """How the levels work together. In a loaded family, ``windows`` has an entry for every level."""
+    """How the levels work together. In a loaded family, ``windows`` has an entry for every level.
 
-    mode: Literal["overlapped", "lockstep"] = "overlapped"
-    windows: dict[str, Window] = Field(default_factory=dict)  # lowest: tokens drawn per call; others: proposals taken
-    lookahead: Annotated[int, Field(ge=1, le=256)] = 16  # tokens the lowest level may run ahead of the committed text
+    Windows (lowest level: tokens drawn per call; others: proposals taken) and lookahead (tokens the lowest level may
+    run ahead of the committed text) are what is used with the fixed policy, and the most that the adaptive may choose.
+    """
+
+    policy: Literal["adaptive", "fixed"] = "adaptive"
+    mode: Literal["auto", "overlapped", "lockstep"] = "auto"  # auto: either; with the fixed policy, overlapped
+    windows: dict[str, Window] = Field(default_factory=dict)
+    lookahead: Annotated[int, Field(ge=1, le=256)] = LOOKAHEAD
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_policy(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("policy", "adaptive") == "adaptive":
+            return {"lookahead": MOST_LOOKAHEAD, **data}
+        return data
+
+    @property
+    def modes(self) -> tuple[bool, ...]:
+        """Whether levels overlap, in every way that is allowed."""
+        return {"auto": (True, False), "overlapped": (True,), "lockstep": (False,)}[self.mode]
+
+    def default_window(self, target: bool) -> int:
+        """The window of a level that the file doesn't give one."""
+        if self.policy == "adaptive":
+            return MOST_WINDOW
+        return TARGET_WINDOW if target else LOWER_WINDOW
 
 
 class Family(Spec):
@@ -131,10 +159,12 @@ class Family(Spec):
             raise ValueError(f"levels.{last}.engine: ngram can't be the target, it has no text of its own")
         if self.target.agreement not in (None, 1.0):
             raise ValueError(f"levels.{last}.agreement: the target agrees with itself, leave it out")
+        if self.target.weight == 0:
+            raise ValueError(f"levels.{last}.weight: the target is always used, it must be above 0")
         if (self.tokenizer == BYTES) != (self.target.engine == "stub"):
             raise ValueError(f"tokenizer: {BYTES!r} is for families whose target is a stub, and only for them")
         for name in names:
-            self.chain.windows.setdefault(name, TARGET_WINDOW if name == names[last] else LOWER_WINDOW)
+            self.chain.windows.setdefault(name, self.chain.default_window(name == names[last]))
         return self
 
     @property

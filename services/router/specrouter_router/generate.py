@@ -12,9 +12,18 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from specrouter.v1 import level_pb2, router_pb2
+from specrouter_core.chain import MAX_LOOKAHEAD
 from specrouter_core.sampling import Sampling
+from specrouter_router.pin import Mode, Pin
 from specrouter_router.refusal import InvalidError, RefusedError
-from specrouter_router.request import MAX_MESSAGES, Request, check_stops, check_text, random_seed
+from specrouter_router.request import (
+    MAX_CLASS_CHARACTERS,
+    MAX_MESSAGES,
+    Request,
+    check_stops,
+    check_text,
+    random_seed,
+)
 from specrouter_router.router import Router
 from specrouter_router.sequence import FINISHES
 from specrouter_router.story import Account, Chunk, End, Reader, Story
@@ -40,6 +49,10 @@ CODES = {
     502: grpc.StatusCode.UNAVAILABLE,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+MODES: dict[Mode, router_pb2.Mode.ValueType] = {
+    "overlapped": router_pb2.MODE_OVERLAPPED,
+    "lockstep": router_pb2.MODE_LOCKSTEP,
 }
 ROLES = ("system", "user", "assistant")
 MAX_NAME_BYTES = 64
@@ -108,7 +121,8 @@ class RouterServer:
             max_tokens=message.max_tokens,
             sampling=sampling,
             stop=check_stops(message.stop),
-            chain=tuple(message.chain),
+            pin=_pin(message),
+            traffic=_traffic(message.traffic_class),
             ignore_eos=message.ignore_eos,
         )
 
@@ -213,7 +227,42 @@ def _report(account: Account) -> router_pb2.Report:
             for level in account.levels
         ],
         lost=account.lost,
+        chains=[
+            router_pb2.ChainReport(
+                levels=chain.levels,
+                mode=MODES[chain.mode],
+                rounds=chain.rounds,
+                tokens=chain.tokens,
+                duration_us=int(chain.ms * 1000),
+            )
+            for chain in account.chains
+        ],
+        switches=account.switches,
     )
+
+
+def _pin(message: router_pb2.GenerateRequest) -> Pin:
+    """Raises InvalidError, naming the field."""
+    named: dict[int, Mode | None] = {number: name for name, number in MODES.items()}
+    named[router_pb2.MODE_UNSPECIFIED] = None
+    if message.mode not in named:
+        raise InvalidError("mode", f"must be MODE_OVERLAPPED or MODE_LOCKSTEP, got {message.mode}")
+    if message.lookahead > MAX_LOOKAHEAD:
+        raise InvalidError("lookahead", f"must be 1 to {MAX_LOOKAHEAD}, got {message.lookahead}")
+    return Pin(
+        tuple(message.chain),
+        tuple(message.windows),
+        message.lookahead or None,
+        named[message.mode],
+        tuple(message.least),
+    )
+
+
+def _traffic(name: str) -> str:
+    """Raises InvalidError when it is too long."""
+    if len(name) > MAX_CLASS_CHARACTERS:
+        raise InvalidError("traffic_class", f"at most {MAX_CLASS_CHARACTERS} characters, got {len(name)}")
+    return name
 
 
 def _sampling(message: level_pb2.Sampling) -> Sampling:

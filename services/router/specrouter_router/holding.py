@@ -26,6 +26,11 @@ class Holding:
         self._held = 0
         self._misses = 0
 
+    @property
+    def held(self) -> int:
+        """Tokens that it is believed to hold."""
+        return self._held
+
     def name_prefix(self, message: pb.ExtendCall, length: int, ahead: Sequence[int]) -> None:
         """Write the prefix ``committed[:length] + ahead`` into the message, and believe that it is held."""
         base = min(self._held, length)

@@ -73,6 +73,7 @@ class Flight:
     call: int
     patient: bool
     number: int = 0  # on the wire; 0 = not sent
+    sent: float = 0.0  # loop time
     deadline: float = 0.0  # loop time
     patience: float = 0.0  # loop time until which it waits for the link; 0 = it never had to
 
@@ -137,7 +138,8 @@ class Link:
         allowed = min(CALL_S + TOKEN_S * tokens, MAX_DEADLINE_S)
         message.call = flight.number
         message.deadline_ms = int(allowed * 1000)
-        flight.deadline = self._loop.time() + allowed
+        flight.sent = self._loop.time()
+        flight.deadline = flight.sent + allowed
         self._sweep_later()
         self._signal()
 

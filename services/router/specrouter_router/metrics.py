@@ -24,6 +24,8 @@ class Metrics:
         self.round_seconds = Histogram(
             "specrouter_round_seconds", "Time between two commits of a sequence", registry=registry, buckets=SECONDS
         )
+        self.switches = Counter("specrouter_switches", "Changes of a running sequence's chain", registry=registry)
+        self.scores = Counter("specrouter_scores", "Calls that judge a level outside the chain", registry=registry)
         self.finished = Counter("specrouter_finished", "Sequences by how they ended", ["reason"], registry=registry)
         self.running = Gauge("specrouter_sequences", "Running sequences", registry=registry)
         self.redis_losses = Counter("specrouter_redis_losses", "Times that Redis was lost", registry=registry)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from specrouter_router import pin
 from specrouter_router.body_limit import BodyLimit
 from specrouter_router.openai_answer import Answer, refusal_response
 from specrouter_router.openai_form import Form
@@ -120,14 +121,16 @@ def _answer(router: Router, kind: Literal["chat", "text"], body: Generation, pro
         max_tokens=limit,
         sampling=sampling,
         stop=body.stops(),
-        chain=tuple(ours.chain),
+        pin=ours.pin(),
+        traffic=ours.traffic,
         ignore_eos=ours.ignore_eos,
     )
     try:
         sequence = router.submit(request, "messages" if kind == "chat" else "prompt")
     except InvalidError as refusal:
-        if refusal.field == "chain":
-            raise InvalidError("specrouter.chain", refusal.message.removeprefix("chain: ")) from refusal
+        if refusal.field in pin.FIELDS:
+            field = f"specrouter.{refusal.field}"
+            raise InvalidError(field, refusal.message.removeprefix(f"{refusal.field}: ")) from refusal
         raise
     form = Form(kind, sequence.id, router.family.name, int(time.time()), report=ours.report, seed=sampling.seed)
     if body.stream_options is not None and body.stream_options.include_usage:

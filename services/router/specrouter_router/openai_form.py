@@ -39,6 +39,8 @@ def account_body(account: Account) -> dict[str, Any]:
     for level in body["levels"]:
         level["compute_ms"] = round(level["compute_ms"], 3)
         level["queue_ms"] = round(level["queue_ms"], 3)
+    for chain in body["chains"]:
+        chain["ms"] = round(chain["ms"], 3)
     return body
 
 

@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from specrouter_core.chain import MAX_LEVELS
+from specrouter_core.chain import MAX_LEVELS, MAX_LOOKAHEAD, MAX_WINDOW
 from specrouter_core.noise import SEED_MAX
 from specrouter_core.sampling import MAX_LOGIT_BIAS, Sampling
-from specrouter_router.request import MAX_MESSAGES, MAX_STOP_CHARACTERS, MAX_STOPS, random_seed
+from specrouter_router.pin import Pin
+from specrouter_router.request import MAX_CLASS_CHARACTERS, MAX_MESSAGES, MAX_STOP_CHARACTERS, MAX_STOPS, random_seed
 
 # Field -> the values that ask for nothing.
 UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
@@ -41,6 +42,7 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 MAX_TOKENS = 1 << 20
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 32)]
+Window = Annotated[int, Field(ge=1, le=MAX_WINDOW)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -61,8 +63,19 @@ class Ours(Body):
     """SpecRouter's own part of a request."""
 
     chain: list[str] = Field(default_factory=list, max_length=MAX_LEVELS, description="levels, lowest first")
+    mode: Literal["overlapped", "lockstep"] | None = Field(default=None, description="whether levels overlap")
+    windows: list[Window] = Field(default_factory=list, max_length=MAX_LEVELS, description="one per level of chain")
+    lookahead: int | None = Field(default=None, ge=1, le=MAX_LOOKAHEAD, description="tokens ahead of the committed")
+    least: list[Window] = Field(default_factory=list, max_length=MAX_LEVELS, description="proposals a level waits for")
+    traffic: str = Field(
+        default="", alias="class", max_length=MAX_CLASS_CHARACTERS, description="texts of a class are alike"
+    )
     report: bool = Field(default=False, description="whether to send the account of what happened")
     ignore_eos: bool = Field(default=False, description="do not end at the model's own end-of-turn ids")
+
+    def pin(self) -> Pin:
+        """What is fixed of the plan."""
+        return Pin(tuple(self.chain), tuple(self.windows), self.lookahead, self.mode, tuple(self.least))
 
 
 class Generation(Body):

@@ -1,66 +1,192 @@
-"""Which levels a sequence uses. The place of the planner: today the family's fixed chain."""
+"""Which levels a sequence uses: always the same, or what is predicted to be best."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from specrouter.v1 import level_pb2 as pb
+from specrouter_core.adaptive import Adaptive, Member
 from specrouter_core.chain import Plan
+from specrouter_core.machine import Commit
+from specrouter_router.course import AdaptiveCourse, Course, FixedCourse, FollowedCourse, NarrowCourse
 from specrouter_router.family import Family
-from specrouter_router.refusal import InvalidError
+from specrouter_router.link import Link
+from specrouter_router.metrics import Metrics
+from specrouter_router.pin import Pin
+from specrouter_router.traffic import Classes
+
+LOOK_S = 0.05  # how often the links are looked at
+SHUN_S = 2.0  # so long a level that failed is left out of new plans
+FORGET = 0.98  # weight of what was measured of a chain, after each further round
+
+Chain = tuple[tuple[str, ...], bool]  # levels, whether they overlap
 
 
-@dataclass(frozen=True, slots=True)
-class LevelState:
-    """What a planner may know of one level now."""
-
-    ready: bool  # its stream is open
-    max_length: int  # tokens of one sequence at most
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The chain of one sequence: what is used now, and what would be used if every level were up."""
-
-    now: Plan
-    wanted: Plan
+def chain_of(plan: Plan) -> Chain:
+    """What two plans share that differ in their windows only."""
+    return plan.levels, plan.overlapped and len(plan.levels) > 1
 
 
 class FixedPlanner:
     """The chain section of the family file, less what was not asked for, is down or is too short."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, links: Mapping[str, Link]) -> None:
         self._names = tuple(level.name for level in family.levels)
         self._chain = family.chain
+        self._links = links
 
-    def plan(self, asked: Sequence[str], length: int, states: Mapping[str, LevelState]) -> Choice:
-        """The chain for a text of at most ``length`` tokens.
+    def course(self, name: str, pin: Pin, length: int, traffic: str) -> Course:
+        """The course of a sequence of at most ``length`` tokens. Raises InvalidError when ``pin`` is wrong."""
+        pin.check(self._names)
+        return FixedCourse(self.wanted(pin, length), self._links)
 
-        ``asked`` names the levels the client wants, lowest first; empty = all. Raises InvalidError when it is no part
-        of the family in its order that ends in the target.
-        """
-        self._check(asked)
-        target = self._names[-1]
-        wanted = [name for name in asked or self._names if name == target or states[name].max_length >= length]
-        ready = [name for name in wanted if name == target or states[name].ready]
-        return Choice(now=self._of(ready), wanted=self._of(wanted))
+    def wanted(self, pin: Pin, length: int) -> Plan:
+        """The plan if every level were up."""
+        overlapped = self._chain.mode != "lockstep" if pin.mode is None else pin.mode == "overlapped"
+        levels = pin.chain or self._names
+        windows = tuple(self._chain.windows[level] for level in levels)
+        plan = pin.plan(overlapped) or Plan(levels, windows, self._chain.lookahead, overlapped)
+        for level in levels[:-1]:
+            if not fits_in(self._links[level], length):
+                plan = plan.without(level)
+        return plan
 
-    def _check(self, asked: Sequence[str]) -> None:
-        if not asked:
-            return
-        for name in asked:
-            if name not in self._names:
-                raise InvalidError("chain", f"no level is named {name!r} (levels: {', '.join(self._names)})")
-        places = [self._names.index(name) for name in asked]
-        if places != sorted(set(places)):
-            raise InvalidError("chain", f"levels must differ and stand in the family's order: {', '.join(self._names)}")
-        if asked[-1] != self._names[-1]:
-            raise InvalidError("chain", f"must end in the target, {self._names[-1]!r}")
 
-    def _of(self, names: Sequence[str]) -> Plan:
-        return Plan(
-            levels=tuple(names),
-            windows=tuple(self._chain.windows[name] for name in names),
-            lookahead=self._chain.lookahead,
-            overlapped=self._chain.mode == "overlapped",
+def fits_in(link: Link, length: int) -> bool:
+    """Whether a level takes texts of ``length`` tokens, as far as it is known."""
+    return link.info is not None and link.info.max_length >= length
+
+
+@dataclass(slots=True)
+class Pace:
+    """What a chain took, in the last rounds."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+    rounds: int = 0  # all there were
+
+    def add(self, seconds: float, tokens: int) -> None:
+        """One round."""
+        self.seconds = self.seconds * FORGET + seconds
+        self.tokens = self.tokens * FORGET + tokens
+        self.rounds += 1
+
+
+class AdaptivePlanner:
+    """The chain, mode and windows of the least predicted time per token, within the family's limits.
+
+    To be made when all links know what their levels are. ``now`` is the loop's clock, in seconds.
+    """
+
+    def __init__(self, family: Family, links: Mapping[str, Link], metrics: Metrics) -> None:
+        self._names = tuple(level.name for level in family.levels)
+        self._chain = family.chain
+        self._links = links
+        self._metrics = metrics
+        self.now = asyncio.get_running_loop().time
+        self.classes = Classes()
+        self.paces: dict[Chain, Pace] = {}
+        self.switches = 0  # of running sequences' chains
+        self.adaptive = Adaptive(
+            [Member(level.name, _costs(links[level.name].info), weight=level.weight) for level in family.levels],
+            modes=family.chain.modes,
+            max_window=max(family.chain.windows.values()),
         )
+        self._fixed = FixedPlanner(family, links)
+        self._shunned: dict[str, float] = {}  # level -> until when
+        self._looked = -1e9
+
+    @property
+    def target(self) -> str:
+        """The level whose draws are committed."""
+        return self._names[-1]
+
+    def course(self, name: str, pin: Pin, length: int, traffic: str) -> Course:
+        """The course of a sequence of at most ``length`` tokens. Raises InvalidError when ``pin`` is wrong."""
+        pin.check(self._names)
+        self.look(self.now())
+        wanted = self._fixed.wanted(pin, length)
+        if pin.windows:
+            return FollowedCourse(name, wanted, self._links, self)
+        levels = wanted.levels
+        if not pin.chain and pin.mode is None and levels == self._names:
+            return AdaptiveCourse(name, levels, self, traffic)
+        mode = None if pin.mode is None else pin.mode == "overlapped"
+        pinned = bool(pin.chain)
+
+        def fits(plan: Plan) -> bool:
+            if mode is not None and len(plan.levels) > 1 and plan.overlapped is not mode:
+                return False
+            if pinned:
+                return plan.levels == tuple(name for name in levels if name not in self.adaptive.absent)
+            return set(plan.levels) <= set(levels)
+
+        ready = wanted
+        for level in levels[:-1]:
+            if not self._links[level].ready:
+                ready = ready.without(level)
+        return NarrowCourse(name, levels, self, traffic, fits, ready)
+
+    def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
+        """A call was answered in full, ``total`` seconds after it was sent."""
+        steps, compute, queue = timing.steps, timing.compute_us / 1e6, timing.queue_us / 1e6
+        if steps > 1:  # what it took beyond one hop lies between its steps
+            hop = self.adaptive.profiles[level].hop
+            beyond = total - queue - compute
+            compute += max(0.0, beyond - (hop.value if hop.weight else beyond / steps))
+        self.adaptive.answered(
+            level,
+            rows=timing.rows,
+            batch=timing.batch,
+            steps=steps,
+            compute=compute,
+            queue=queue,
+            total=total,
+            now=now,
+        )
+
+    def committed(self, name: str, plan: Plan, commit: Commit, seconds: float, now: float) -> Plan | None:
+        """A round of a sequence ended; what it should use from now on, None for the same."""
+        chain = chain_of(plan)
+        pace = self.paces.get(chain)
+        if pace is None:
+            pace = self.paces[chain] = Pace()
+        if commit.draws and (len(plan.levels) == 1 or any(commit.draws)):  # not the round that reads the prompt
+            pace.add(seconds, len(commit.tokens))
+        if now - self._looked > LOOK_S:
+            self.look(now)
+        return self.adaptive.committed(name, commit, now)
+
+    def within(self, plan: Plan) -> Plan:
+        """The plan, with no window above the family's."""
+        limits = tuple(self._chain.windows[level] for level in plan.levels)
+        if plan.lookahead <= self._chain.lookahead and all(w <= m for w, m in zip(plan.windows, limits, strict=True)):
+            return plan
+        windows = tuple(min(pair) for pair in zip(plan.windows, limits, strict=True))
+        least = tuple(min(pair) for pair in zip(plan.least, windows, strict=True))
+        return Plan(plan.levels, windows, min(plan.lookahead, self._chain.lookahead), plan.overlapped, least)
+
+    def shun(self, level: str, now: float) -> None:
+        """The level failed a sequence: leave it out of plans for a while."""
+        self._shunned[level] = now + SHUN_S
+        self.look(now)
+
+    def look(self, now: float) -> None:
+        """See which levels can be used."""
+        self._looked = now
+        target = self._names[-1]
+        absent = {
+            name
+            for name in self._names
+            if name != target and (not self._links[name].ready or self._shunned.get(name, 0.0) > now)
+        }
+        if absent != self.adaptive.absent:
+            self.adaptive.absent = absent
+            self.adaptive.changed()
+
+
+def _costs(info: pb.DescribeResponse | None) -> dict[int, float]:
+    """Rows -> seconds, as the level measured at its start. Levels that take no time say nothing."""
+    return {cost.rows: cost.microseconds / 1e6 for cost in info.costs if cost.microseconds} if info else {}

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.sampling import Sampling
+from specrouter_router.pin import Pin
 from specrouter_router.refusal import InvalidError
 
 MAX_STOPS = 16
 MAX_STOP_CHARACTERS = 256
 MAX_TEXT_BYTES = 1 << 20
 MAX_MESSAGES = 1024
+MAX_CLASS_CHARACTERS = 40
 SEED_BITS = 53  # of a random seed: JSON readers keep so many exactly
+
+NO_PIN = Pin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,8 @@ class Request:
     max_tokens: int  # 0 = as many as fit
     sampling: Sampling
     stop: tuple[str, ...] = ()
-    chain: tuple[str, ...] = ()
+    pin: Pin = NO_PIN
+    traffic: str = ""  # its class
     ignore_eos: bool = False
 
     def room(self, limits: Limits, field: str) -> int:

@@ -14,9 +14,10 @@ from contextlib import suppress
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import router_pb2, state_pb2
 from specrouter_router.family import Family
+from specrouter_router.judge import Judge
 from specrouter_router.link import Link
 from specrouter_router.metrics import Metrics
-from specrouter_router.planner import FixedPlanner, LevelState
+from specrouter_router.planner import AdaptivePlanner, FixedPlanner
 from specrouter_router.refusal import RefusedError, busy, not_ready
 from specrouter_router.request import Limits, Request, wire
 from specrouter_router.sequence import Sequence as Running
@@ -61,7 +62,8 @@ class Router:
         }
         self._target = self.links[family.target.name]
         self._started = False
-        self._planner = FixedPlanner(family)
+        self.planner: FixedPlanner | AdaptivePlanner = FixedPlanner(family, self.links)
+        self.judge: Judge | None = None
         self._max_running = max_running
         self._ended: OrderedDict[str, Story] = OrderedDict()
         self._touched: list[Running] = []
@@ -89,6 +91,9 @@ class Router:
                 log.info("waiting for %s", ", ".join(f"{link.name} at {link.address}" for link in missing))
             await asyncio.sleep(0.05)
         self._check_family()
+        if self.family.chain.policy == "adaptive":
+            self.planner = AdaptivePlanner(self.family, self.links, self.metrics)
+            self.judge = Judge(self.planner, self.links, self.metrics)
         self._started = True
         log.info("ready: family %s, levels %s", self.family.name, ", ".join(self.links))
 
@@ -178,10 +183,11 @@ class Router:
         """Start a sequence. Raises RefusedError."""
         self.admit()
         room = request.room(self.limits, prompt_field)
-        choice = self._planner.plan(request.chain, len(request.prompt) + room, self._states())
+        name = secrets.token_hex(16)
+        course = self.planner.course(name, request.pin, len(request.prompt) + room, request.traffic)
         stop_ids = self._target.info.stop_ids[:MAX_STOP_IDS] if self._target.info and not request.ignore_eos else ()
         spec = state_pb2.SequenceSpec(
-            sequence=secrets.token_hex(16),
+            sequence=name,
             model=self.family.name,
             prompt=request.prompt,
             params=pb.SequenceParams(
@@ -189,12 +195,12 @@ class Router:
             ),
             max_tokens=room,
             stop=request.stop,
-            chain=request.chain,
+            chain=request.pin.chain,
             created_ms=time.time_ns() // 1_000_000,
         )
         record = Record(spec, [], _Nobody())
         story = self._story(spec, record.tokens)
-        sequence = Running(record, choice, self.links, story, self.metrics, self._touch)
+        sequence = Running(record, course, self.links, story, self.metrics, self._touch, self.judge)
         record.listener = sequence
         self.running[sequence.id] = sequence
         self._idle.clear()
@@ -234,12 +240,6 @@ class Router:
         detokenizer = self.tokenizer.detokenizer(spec.prompt)
         return Story(tokens, detokenizer, spec.stop, frozenset(spec.params.stop_ids))
 
-    def _states(self) -> dict[str, LevelState]:
-        return {
-            name: LevelState(link.ready, link.info.max_length if link.info is not None else 0)
-            for name, link in self.links.items()
-        }
-
     # Once in a tick, after the links have been given what to send.
 
     def _touch(self, sequence: Running) -> None:
@@ -262,6 +262,7 @@ class Router:
 
     def _end(self, sequence: Running) -> None:
         self.running.pop(sequence.id, None)
+        sequence.retire()
         if not self.running:
             self._idle.set()
         self.metrics.running.set(len(self.running))

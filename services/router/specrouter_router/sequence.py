@@ -1,7 +1,8 @@
 """One running sequence: its state machine, and everybody who acts for it.
 
 The machine says what to do; here it is done: calls go to the links, commits to the story and the record, and
-when the machine has finished, the levels are told to forget the sequence.
+when the machine has finished, the levels are told to forget the sequence. After each commit the course may give
+the machine another plan.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from time import perf_counter
+from typing import Protocol
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import router_pb2
@@ -29,13 +31,14 @@ from specrouter_core.machine import (
     Withdraw,
 )
 from specrouter_core.prefix import Text
+from specrouter_router.course import Course
 from specrouter_router.holding import Holding
 from specrouter_router.link import Flight, Link
 from specrouter_router.metrics import Metrics
-from specrouter_router.planner import Choice
+from specrouter_router.planner import chain_of
 from specrouter_router.refusal import RefusedError
 from specrouter_router.store import Record
-from specrouter_router.story import Account, LevelAccount, Reason, Story
+from specrouter_router.story import Account, ChainAccount, LevelAccount, Reason, Story
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +55,25 @@ FINISHES: dict[Reason | None, router_pb2.Finish.ValueType] = {
 }
 
 
+class Onlooker(Protocol):
+    """Who looks on as sequences grow."""
+
+    def look(self, sequence: Sequence, commit: Commit, now: float) -> None:
+        """A round was committed."""
+
+
 class Sequence:
     """See the module. ``touch`` is called when something is to be published, at most once until ``publish``."""
 
     def __init__(
         self,
         record: Record,
-        choice: Choice,
+        course: Course,
         links: Mapping[str, Link],
         story: Story,
         metrics: Metrics,
         touch: Callable[[Sequence], None],
+        onlooker: Onlooker | None = None,
     ) -> None:
         spec = record.spec
         self.id = spec.sequence
@@ -71,25 +82,30 @@ class Sequence:
         self._links = links
         self._metrics = metrics
         self._touch = touch
-        self._wanted = choice.wanted
-        self._target = choice.now.target
+        self._onlooker = onlooker
+        self._course = course
+        self._target = course.first.target
         self._machine = Machine(
-            choice.now,
+            course.first,
             spec.prompt,
             limit=len(spec.prompt) + spec.max_tokens,
             stop_ids=frozenset(spec.params.stop_ids),
         )
-        self._text = Text(spec.prompt)
-        self._holdings = {name: Holding(self._text, spec.params) for name in choice.wanted.levels}
+        self.text = Text(spec.prompt)  # prompt and committed
+        self.probe = 0  # top probabilities wanted of the target's next call
+        self.probes: tuple[int, list[pb.Probe]] = (0, [])  # what the last such call said, from a position on
+        self._holdings: dict[str, Holding] = {}
         self._calls: dict[int, tuple[Flight, Call]] = {}
-        self._accounts = {name: LevelAccount(name) for name in choice.wanted.levels}
+        self._accounts = {name: LevelAccount(name) for name in course.levels}
+        self._chains: dict[tuple[tuple[str, ...], bool], ChainAccount] = {}
+        self._switches = 0
         self._fresh: list[Commit] = []
         self._touched = False
-        self._came_back = False  # a level that the plan lacks
         self._overloaded_since: float | None = None
         self._refusal: RefusedError | None = None
         self._matched = False
-        self._last = perf_counter()
+        self._now = asyncio.get_running_loop().time
+        self._last = self._now()  # when the last round ended
 
     @property
     def ended(self) -> bool:
@@ -99,7 +115,12 @@ class Sequence:
     @property
     def levels(self) -> tuple[str, ...]:
         """The levels that it may use, lowest first."""
-        return self._wanted.levels
+        return self._course.levels
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """The levels it uses now."""
+        return self._machine.plan.levels
 
     def start(self) -> None:
         """The first calls, and the record."""
@@ -111,6 +132,10 @@ class Sequence:
         """Nobody wants the rest."""
         self._take(Cancel())
 
+    def retire(self) -> None:
+        """It has ended, and nobody will ask for it again."""
+        self._course.ended()
+
     def break_off(self, refusal: RefusedError) -> None:
         """End with an error."""
         if not self.ended:
@@ -118,8 +143,15 @@ class Sequence:
             self.cancel()
 
     def came_back(self, level: str) -> None:
-        """The level is there again: use it from the next round on, if it is wanted."""
-        self._came_back = self._came_back or level in self._wanted.levels
+        """The level is there again."""
+        self._course.came_back(level)
+
+    def holding(self, level: str) -> Holding:
+        """What the level is believed to hold of it."""
+        holding = self._holdings.get(level)
+        if holding is None:
+            holding = self._holdings[level] = Holding(self.text, self.record.spec.params)
+        return holding
 
     # What links say.
 
@@ -128,9 +160,11 @@ class Sequence:
         call = self._calls[flight.call][1]
         message.sequence = self.id
         message.epoch = self.record.epoch
-        self._holdings[call.level].name_prefix(message, call.base, call.ahead)
+        self.holding(call.level).name_prefix(message, call.base, call.ahead)
         message.proposals.extend(call.proposals)
         message.more = min(call.more, MAX_MORE)
+        if self.probe and call.level == self._target:
+            message.probe, self.probe = self.probe, 0
 
     def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:
         """See link.Owner."""
@@ -138,7 +172,8 @@ class Sequence:
         if outcome == pb.OUTCOME_UNSPECIFIED:
             self._take(Reply(flight.call, list(reply.tokens), False))
             return
-        level = self._calls[flight.call][1].level
+        call = self._calls[flight.call][1]
+        level = call.level
         self._metrics.call_ended(level, OUTCOMES[outcome])
         account, timing = self._accounts[level], reply.timing
         account.compute_ms += timing.compute_us / 1000
@@ -146,8 +181,12 @@ class Sequence:
         if outcome == pb.OUTCOME_DONE:
             del self._calls[flight.call]
             self._holdings[level].confirm()
+            now = self._now()
+            self._course.answered(level, timing, now - flight.sent, now)
             if level == self._target:
                 self._overloaded_since = None
+                if reply.probes:
+                    self.probes = call.base, list(reply.probes)
             self._take(Reply(flight.call, list(reply.tokens), True))
         else:
             self._not_done(flight, level, reply)
@@ -203,7 +242,7 @@ class Sequence:
         self._carry_out(self._machine.receive(event))
 
     def _carry_out(self, actions: list[Action]) -> None:
-        committed = False
+        committed: Commit | None = None
         for action in actions:
             match action:
                 case Call():
@@ -215,32 +254,44 @@ class Sequence:
                     if gone is not None:
                         self._links[action.level].withdraw(gone[0])
                 case Commit():
-                    self._text.extend(action.tokens)
+                    self.text.extend(action.tokens)
                     self._fresh.append(action)
-                    committed = True
-                    now = perf_counter()
-                    self._metrics.round_seconds.observe(now - self._last)
-                    self._last = now
+                    committed = action
                 case Lost():
                     log.warning("sequence %s goes on without level %s: %s", self.id, action.level, action.why)
+                    self._course.lost(action.level, self._machine.plan, self._now())
                 case Finish():
                     if action.reason == "error":
                         self._refusal = RefusedError(f"level {action.why}", status=502, code="level_failed")
         if (committed or self.ended) and not self._touched:
             self._touched = True
             self._touch(self)
-        if committed and self._came_back and not self.ended:
-            self._use_again()
+        if committed is not None:
+            self._end_round(committed)
 
-    def _use_again(self) -> None:
-        """Back to the wanted chain, as far as its levels are there."""
-        self._came_back = False
-        plan = self._wanted
-        for name in self._wanted.levels[:-1]:
-            if not self._links[name].ready:
-                plan = plan.without(name)
-        if plan.levels != self._machine.plan.levels:
-            self._take(Replan(plan))
+    def _end_round(self, commit: Commit) -> None:
+        """Account for it, and take another plan if there is one."""
+        now = self._now()
+        seconds, self._last = now - self._last, now
+        self._metrics.round_seconds.observe(seconds)
+        plan = self._machine.plan
+        chain = chain_of(plan)
+        account = self._chains.get(chain)
+        if account is None:
+            account = self._chains[chain] = ChainAccount(list(chain[0]), "overlapped" if chain[1] else "lockstep")
+        account.rounds += 1
+        account.tokens += len(commit.tokens)
+        account.ms += seconds * 1000
+        new = self._course.committed(plan, commit, seconds, now)
+        if self.ended:
+            return
+        if self._onlooker is not None:
+            self._onlooker.look(self, commit, now)
+        if new is not None and new != plan:
+            if new.levels != plan.levels:
+                self._switches += 1
+                self._metrics.switches.inc()
+            self._take(Replan(new))
 
     # What clients and the record get.
 
@@ -267,7 +318,7 @@ class Sequence:
         if self.ended:
             record.ended = True
             record.finish = FINISHES[self._reason()]
-            for name in self._wanted.levels:
+            for name in self._holdings:
                 self._links[name].release(self.id)
         return self.ended
 
@@ -308,4 +359,5 @@ class Sequence:
                 account.calls, account.drawn = tally.calls, tally.drawn
                 account.offered, account.accepted = tally.offered, tally.accepted
             account.committed = committed[name]
-        return Account(machine.rounds, list(self._accounts.values()), list(machine.lost))
+        chains = list(self._chains.values())
+        return Account(machine.rounds, list(self._accounts.values()), list(machine.lost), chains, self._switches)

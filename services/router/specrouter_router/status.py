@@ -7,7 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 
+from specrouter_router.adaptive_status import adaptive_body
 from specrouter_router.link import Link
+from specrouter_router.planner import AdaptivePlanner
 from specrouter_router.router import Router
 
 
@@ -33,17 +35,22 @@ def status_routes(router: Router) -> APIRouter:
 
     @routes.get("/v1/status")
     async def status() -> dict[str, Any]:
-        """The family's levels as they are now."""
+        """The family's levels as they are now, and how chains are chosen."""
         family = router.family
+        planner, judge, adaptive = router.planner, router.judge, None
+        if isinstance(planner, AdaptivePlanner) and judge is not None:
+            adaptive = adaptive_body(planner, judge)
         return {
             "model": family.name,
             "levels": [_level(link) for link in router.links.values()],
             "chain": {
+                "policy": family.chain.policy,
                 "mode": family.chain.mode,
                 "levels": [level.name for level in family.levels],
                 "windows": dict(family.chain.windows),
                 "lookahead": family.chain.lookahead,
             },
+            "adaptive": adaptive,
             "sequences": len(router.running),
             "redis": "lost" if router.store.lost else "ok",
         }

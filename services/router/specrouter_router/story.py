@@ -34,12 +34,25 @@ class LevelAccount:
 
 
 @dataclass(slots=True)
+class ChainAccount:
+    """What one chain did for a sequence. Rounds, tokens, milliseconds from commit to commit."""
+
+    levels: list[str]
+    mode: Literal["overlapped", "lockstep"]
+    rounds: int = 0
+    tokens: int = 0
+    ms: float = 0.0
+
+
+@dataclass(slots=True)
 class Account:
     """What happened while a sequence ran."""
 
     rounds: int = 0
     levels: list[LevelAccount] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    chains: list[ChainAccount] = field(default_factory=list)  # in the order of their first use
+    switches: int = 0  # of the chain
 
 
 @dataclass(frozen=True, slots=True)

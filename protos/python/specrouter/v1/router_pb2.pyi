@@ -20,6 +20,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Mode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODE_UNSPECIFIED: _Mode.ValueType  # 0
+    """Either."""
+    MODE_OVERLAPPED: _Mode.ValueType  # 1
+    """Each level works whenever it can."""
+    MODE_LOCKSTEP: _Mode.ValueType  # 2
+    """One level at a time."""
+
+class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+    """Whether levels overlap."""
+
+MODE_UNSPECIFIED: Mode.ValueType  # 0
+"""Either."""
+MODE_OVERLAPPED: Mode.ValueType  # 1
+"""Each level works whenever it can."""
+MODE_LOCKSTEP: Mode.ValueType  # 2
+"""One level at a time."""
+Global___Mode: _TypeAlias = Mode  # noqa: Y015
+
 class _Finish:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -136,6 +160,11 @@ class GenerateRequest(_message.Message):
     CHAIN_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    LOOKAHEAD_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    TRAFFIC_CLASS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The family's name."""
     text: _builtins.str
@@ -146,6 +175,12 @@ class GenerateRequest(_message.Message):
     """Whether to send the account of what happened."""
     ignore_eos: _builtins.bool
     """Do not end at the model's own end-of-turn ids."""
+    mode: Global___Mode.ValueType
+    """Whether the levels overlap; unspecified = the router chooses."""
+    lookahead: _builtins.int
+    """With `windows`: tokens that a level may run ahead of the committed text, 1 to 256; 0 = twice the target's window."""
+    traffic_class: _builtins.str
+    """A class of requests whose texts are alike, at most 40 characters; "" = none."""
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """A conversation."""
@@ -166,6 +201,16 @@ class GenerateRequest(_message.Message):
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Levels to use, lowest first, the target last; empty = the router chooses."""
 
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With `chain`, one per level, each 1 to 64: tokens the lowest draws in a call, proposals the others take. Empty =
+        the router chooses.
+        """
+
+    @_builtins.property
+    def least(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """With `windows`, one per level, each 1 to its window: proposals a level waits for when levels overlap. Empty = 1."""
+
     def __init__(
         self,
         *,
@@ -179,10 +224,15 @@ class GenerateRequest(_message.Message):
         chain: _abc.Iterable[_builtins.str] | None = ...,
         report: _builtins.bool = ...,
         ignore_eos: _builtins.bool = ...,
+        mode: Global___Mode.ValueType = ...,
+        windows: _abc.Iterable[_builtins.int] | None = ...,
+        lookahead: _builtins.int = ...,
+        least: _abc.Iterable[_builtins.int] | None = ...,
+        traffic_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chat", b"chat", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "model", b"model", "prompt", b"prompt", "report", b"report", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chat", b"chat", "ignore_eos", b"ignore_eos", "least", b"least", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "mode", b"mode", "model", b"model", "prompt", b"prompt", "report", b"report", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens", "traffic_class", b"traffic_class", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
@@ -267,6 +317,46 @@ class LevelReport(_message.Message):
 Global___LevelReport: _TypeAlias = LevelReport  # noqa: Y015
 
 @_typing.final
+class ChainReport(_message.Message):
+    """What one chain did for a sequence."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVELS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    DURATION_US_FIELD_NUMBER: _builtins.int
+    mode: Global___Mode.ValueType
+    """How they worked together."""
+    rounds: _builtins.int
+    """Answers of the target that committed tokens."""
+    tokens: _builtins.int
+    """Tokens committed."""
+    duration_us: _builtins.int
+    """Microseconds of those rounds, from commit to commit; the first holds the prompt."""
+    @_builtins.property
+    def levels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its levels, lowest first."""
+
+    def __init__(
+        self,
+        *,
+        levels: _abc.Iterable[_builtins.str] | None = ...,
+        mode: Global___Mode.ValueType = ...,
+        rounds: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        duration_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_us", b"duration_us", "levels", b"levels", "mode", b"mode", "rounds", b"rounds", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChainReport: _TypeAlias = ChainReport  # noqa: Y015
+
+@_typing.final
 class Report(_message.Message):
     """The account of one sequence."""
 
@@ -275,15 +365,23 @@ class Report(_message.Message):
     ROUNDS_FIELD_NUMBER: _builtins.int
     LEVELS_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    CHAINS_FIELD_NUMBER: _builtins.int
+    SWITCHES_FIELD_NUMBER: _builtins.int
     rounds: _builtins.int
     """Answers of the target that committed tokens."""
+    switches: _builtins.int
+    """Changes of the chain."""
     @_builtins.property
     def levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___LevelReport]:
-        """The levels of the chain, lowest first."""
+        """The levels it could use, lowest first."""
 
     @_builtins.property
     def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Levels lost on the way."""
+
+    @_builtins.property
+    def chains(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChainReport]:
+        """The chains it used, in the order of their first use."""
 
     def __init__(
         self,
@@ -291,10 +389,12 @@ class Report(_message.Message):
         rounds: _builtins.int = ...,
         levels: _abc.Iterable[Global___LevelReport] | None = ...,
         lost: _abc.Iterable[_builtins.str] | None = ...,
+        chains: _abc.Iterable[Global___ChainReport] | None = ...,
+        switches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["levels", b"levels", "lost", b"lost", "rounds", b"rounds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chains", b"chains", "levels", b"levels", "lost", b"lost", "rounds", b"rounds", "switches", b"switches"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,90 @@
+"""What the planner knows and decides, for people. Times in milliseconds, rates 0 to 1."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from specrouter_router.judge import Judge
+from specrouter_router.planner import AdaptivePlanner, chain_of
+
+ROWS = (1, 4, 8)
+MAX_PLANS = 24
+EVIDENCE = 0.5  # observations from which a pair is shown
+
+
+def adaptive_body(planner: AdaptivePlanner, judge: Judge) -> dict[str, Any]:
+    """The part of /v1/status that tells how chains are chosen."""
+    adaptive = planner.adaptive
+    planner.look(planner.now())
+    rounds = sum(pace.rounds for pace in planner.paces.values())
+    return {
+        "plans": _plans(planner),
+        "agreement": _agreement(planner),
+        "profiles": {name: _profile(planner, judge, name) for name in adaptive.profiles},
+        "classes": {name: round(ease, 3) for name, ease in planner.classes.known().items()},
+        "absent": sorted(adaptive.absent),
+        "prediction_error_median": round(statistics.median(adaptive.errors), 4) if adaptive.errors else None,
+        "rounds": rounds,
+        "switches": planner.switches,
+        "switches_per_1000_rounds": round(1000 * planner.switches / rounds, 2) if rounds else 0.0,
+    }
+
+
+def _plans(planner: AdaptivePlanner) -> list[dict[str, Any]]:
+    """The table that a common sequence is planned from, best first."""
+    plans = []
+    for choice in planner.adaptive.explain()[:MAX_PLANS]:
+        plan = choice.plan
+        chain = chain_of(plan)
+        pace = planner.paces.get(chain)
+        measured = 1000 * pace.seconds / pace.tokens if pace is not None and pace.tokens else None
+        plans.append(
+            {
+                "levels": list(plan.levels),
+                "mode": "overlapped" if chain[1] else "lockstep",
+                "windows": list(planner.within(plan).windows),
+                "least": list(planner.within(plan).least),
+                "lookahead": planner.within(plan).lookahead,
+                "predicted_ms": round(1000 * choice.seconds, 3),
+                "correction": round(choice.seconds / choice.model, 3) if choice.model else 1.0,
+                "measured_ms": None if measured is None else round(measured, 3),
+                "rounds": pace.rounds if pace is not None else 0,
+            }
+        )
+    return plans
+
+
+def _agreement(planner: AdaptivePlanner) -> list[dict[str, Any]]:
+    """Every pair of which something is known."""
+    adaptive = planner.adaptive
+    names = list(adaptive.profiles)
+    pairs = []
+    for j, upper in enumerate(names):
+        for lower in names[:j]:
+            seen, score = adaptive.agreement.seen(lower, upper), adaptive.similarity.score(lower, upper)
+            if seen >= EVIDENCE or score is not None:
+                pairs.append(
+                    {
+                        "lower": lower,
+                        "upper": upper,
+                        "rate": round(adaptive.agreement.rate(lower, upper), 4),
+                        "seen": round(seen, 1),
+                        "similarity": None if score is None else round(score, 4),
+                    }
+                )
+    return pairs
+
+
+def _profile(planner: AdaptivePlanner, judge: Judge, name: str) -> dict[str, Any]:
+    """What a level costs."""
+    profile, budget = planner.adaptive.profiles[name], judge.budgets.get(name)
+    return {
+        "step_ms": {str(rows): round(1000 * profile.curve.seconds(rows), 3) for rows in ROWS},
+        "steps_seen": profile.curve.seen,
+        "queue_ms": round(1000 * profile.queue.value, 3),
+        "hop_ms": round(1000 * profile.hop.value, 3),
+        "batch": round(profile.batch.value, 2),
+        "judged": budget.calls if budget is not None else 0,
+        "judged_share": round(judge.share(name), 5) if budget is not None else 0.0,
+    }

@@ -1,0 +1,185 @@
+"""The plan of one sequence over time: where it begins, and when it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from specrouter_core.adaptive import STAY
+from specrouter_core.chain import Plan
+from specrouter_core.machine import Commit
+
+if TYPE_CHECKING:
+    from specrouter.v1 import level_pb2 as pb
+    from specrouter_router.link import Link
+    from specrouter_router.planner import AdaptivePlanner
+
+
+class Course(Protocol):
+    """What a sequence asks and tells. Times are seconds of the loop's clock."""
+
+    first: Plan
+    levels: tuple[str, ...]  # that it may use, lowest first
+
+    def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
+        """A call was answered in full, ``total`` seconds after it was sent."""
+
+    def committed(self, plan: Plan, commit: Commit, seconds: float, now: float) -> Plan | None:
+        """A round ended under ``plan``, ``seconds`` after the one before: another plan from now on, or None."""
+
+    def lost(self, level: str, plan: Plan, now: float) -> None:
+        """A level failed and left the chain; ``plan`` is what is left."""
+
+    def came_back(self, level: str) -> None:
+        """A level can be reached again."""
+
+    def ended(self) -> None:
+        """The sequence has ended."""
+
+
+class FixedCourse:
+    """One plan, less the levels that are down."""
+
+    def __init__(self, wanted: Plan, links: Mapping[str, Link]) -> None:
+        self.levels = wanted.levels
+        self._wanted = wanted
+        self._links = links
+        self._news = False
+        self.first = self._now()
+
+    def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
+        """Nothing is learnt."""
+
+    def committed(self, plan: Plan, commit: Commit, seconds: float, now: float) -> Plan | None:
+        """See Course."""
+        if not self._news:
+            return None
+        self._news = False
+        return self._now()
+
+    def lost(self, level: str, plan: Plan, now: float) -> None:
+        """It stays away until its link is new."""
+
+    def came_back(self, level: str) -> None:
+        """See Course."""
+        self._news = self._news or level in self.levels
+
+    def ended(self) -> None:
+        """Nothing to do."""
+
+    def _now(self) -> Plan:
+        plan = self._wanted
+        for name in self.levels[:-1]:
+            if not self._links[name].ready:
+                plan = plan.without(name)
+        return plan
+
+
+class FollowedCourse(FixedCourse):
+    """A plan that the client fixed: it doesn't change, but what it shows is learnt."""
+
+    def __init__(self, name: str, wanted: Plan, links: Mapping[str, Link], planner: AdaptivePlanner) -> None:
+        super().__init__(wanted, links)
+        self._name = name
+        self._planner = planner
+        self._plan: Plan | None = None  # of the round before
+        planner.adaptive.begin(name, planner.now(), plan=self.first)
+
+    def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
+        """See Course."""
+        self._planner.answered(level, timing, total, now)
+
+    def committed(self, plan: Plan, commit: Commit, seconds: float, now: float) -> Plan | None:
+        """See Course."""
+        self._planner.committed(self._name, plan, commit, seconds, now)
+        if plan is not self._plan:  # the first round reads the prompt: it says nothing of what a token takes
+            self._plan = plan
+            self._planner.adaptive.uses(self._name, plan, now)
+        return super().committed(plan, commit, seconds, now)
+
+    def ended(self) -> None:
+        """See Course."""
+        self._planner.adaptive.end(self._name)
+
+
+class AdaptiveCourse:
+    """The best plan of all, from what was measured."""
+
+    def __init__(self, name: str, levels: tuple[str, ...], planner: AdaptivePlanner, traffic: str) -> None:
+        self.levels = levels
+        self._name = name
+        self._planner = planner
+        self._traffic = traffic
+        self._rounds = 0
+        self.first = planner.within(self._begin(planner.now(), planner.classes.ease(traffic)))
+
+    def _begin(self, now: float, ease: float) -> Plan:
+        return self._planner.adaptive.begin(self._name, now, ease=ease)
+
+    def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
+        """See Course."""
+        self._planner.answered(level, timing, total, now)
+
+    def committed(self, plan: Plan, commit: Commit, seconds: float, now: float) -> Plan | None:
+        """See Course."""
+        self._rounds += 1
+        chosen = self._planner.committed(self._name, plan, commit, seconds, now)
+        if self._rounds == 1:  # the prompt's reading says nothing of what a token takes
+            self._planner.adaptive.uses(self._name, plan, now)
+        if chosen is None:
+            return None
+        self._planner.switches += chosen.levels != plan.levels
+        return self._planner.within(chosen)
+
+    def lost(self, level: str, plan: Plan, now: float) -> None:
+        """See Course."""
+        self._planner.shun(level, now)
+        self._planner.adaptive.uses(self._name, plan, now)
+
+    def came_back(self, level: str) -> None:
+        """The planner has seen it."""
+
+    def ended(self) -> None:
+        """See Course."""
+        adaptive = self._planner.adaptive
+        follower = adaptive.running.get(self._name)
+        if follower is not None and self._traffic:
+            self._planner.classes.saw(self._traffic, follower.ease.shift, self._rounds)
+        adaptive.end(self._name)
+
+
+class NarrowCourse(AdaptiveCourse):
+    """The best of the plans that ``fits``: the client fixed chain or mode, or its text is too long for a level."""
+
+    def __init__(
+        self,
+        name: str,
+        levels: tuple[str, ...],
+        planner: AdaptivePlanner,
+        traffic: str,
+        fits: Callable[[Plan], bool],
+        otherwise: Plan,
+    ) -> None:
+        self._fits = fits
+        self._otherwise = otherwise
+        super().__init__(name, levels, planner, traffic)
+
+    def _begin(self, now: float, ease: float) -> Plan:
+        adaptive = self._planner.adaptive
+        adaptive.begin(self._name, now, ease=ease, plan=self._otherwise)
+        plan = adaptive.best(self._name, now, self._fits) or self._otherwise
+        adaptive.uses(self._name, plan, now)
+        return plan
+
+    def committed(self, plan: Plan, commit: Commit, seconds: float, now: float) -> Plan | None:
+        """See Course."""
+        super().committed(plan, commit, seconds, now)
+        if self._rounds % STAY:
+            return None
+        adaptive = self._planner.adaptive
+        chosen = self._planner.within(adaptive.best(self._name, now, self._fits) or self._otherwise)
+        if chosen == plan:
+            return None
+        self._planner.switches += chosen.levels != plan.levels
+        adaptive.uses(self._name, chosen, now)
+        return chosen

@@ -1,0 +1,205 @@
+"""Judges the levels that no chain uses, so that the planner knows when they would pay again.
+
+Now and then, after a commit, a level that was little used lately and is idle is asked to *score* the last committed
+tokens: what it would have drawn at each. That tells how often it agrees with the target (and with the levels that
+drew there too), and what its steps cost now. Sometimes its top probabilities are asked for as well, at positions
+where the target has given its own, for the similarity of the two.
+
+Bounded: a level is judged for at most ``SHARE`` of its time, by a budget that grows with time and is spent by what
+its replies say they took; one call at a time per level. The call belongs to the sequence whose text it is, so that
+the level's KV of it grows from call to call, and serves the chain should the level join it. A call of the chain
+supersedes a judging one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from specrouter.v1 import level_pb2 as pb
+from specrouter_core.machine import Commit
+from specrouter_router.link import Flight, Link
+from specrouter_router.metrics import Metrics
+
+if TYPE_CHECKING:
+    from specrouter_router.planner import AdaptivePlanner
+    from specrouter_router.sequence import Sequence
+
+log = logging.getLogger(__name__)
+
+SHARE = 0.02  # of a level's time
+SAVED_S = 1.0  # most seconds of it that are saved up
+TOKENS = 16  # judged in one call
+LOOK_S = 0.02  # how often somebody is looked for
+MEMORY_S = 3.0  # over which it is said how much of the time chains use a level
+USED = 0.5  # of that time: a level that is used more needs no judging
+PROBE = 8  # top probabilities asked for
+PROBE_EVERY = 4  # judging calls of a level, of which one asks for them
+
+
+@dataclass(slots=True)
+class Budget:
+    """Seconds that a level may still spend on being judged."""
+
+    at: float
+    saved: float = 0.0
+    spent: float = 0.0  # since the start
+    calls: int = 0
+    probed: int = 0  # calls when it was last asked for probabilities
+    busy: bool = False
+    used: float = 0.0  # share of the last seconds that chains used it
+
+    def grow(self, now: float, used: bool) -> None:
+        """Time has passed, in which a chain used it or not."""
+        old = math.exp((self.at - now) / MEMORY_S)
+        self.used = self.used * old + used * (1 - old)
+        self.saved = min(self.saved + SHARE * (now - self.at), SAVED_S)
+        self.at = now
+
+    def pay(self, seconds: float) -> None:
+        """What was estimated, and later the difference to what it was."""
+        self.saved -= seconds
+        self.spent += seconds
+
+
+class Judge:
+    """See the module."""
+
+    def __init__(self, planner: AdaptivePlanner, links: Mapping[str, Link], metrics: Metrics) -> None:
+        self.adaptive = planner.adaptive
+        self._planner = planner
+        self._links = links
+        self._metrics = metrics
+        self.now = asyncio.get_running_loop().time
+        self.budgets = {name: Budget(self.now()) for name in list(links)[:-1]}
+        self._began = self.now()
+        self._looked = -1e9
+
+    def share(self, name: str) -> float:
+        """Of a level's time since the start, what it was judged for."""
+        return self.budgets[name].spent / max(self.now() - self._began, 1.0)
+
+    def look(self, sequence: Sequence, commit: Commit, now: float) -> None:
+        """A round was committed: perhaps ask somebody about it."""
+        if now - self._looked < LOOK_S:
+            return
+        self._looked = now
+        chain = sequence.chain
+        for name, budget in self.budgets.items():
+            budget.grow(now, name in chain)
+        idle = [name for name, budget in self.budgets.items() if name not in chain and self._idle(name, budget)]
+        if idle:  # the one with the most unspent time, so that all have their turn
+            self._judge(sequence, max(idle, key=lambda name: self.budgets[name].saved), commit)
+
+    def _idle(self, name: str, budget: Budget) -> bool:
+        if budget.busy or budget.used > USED or budget.saved <= 0 or name in self.adaptive.absent:
+            return False
+        return not self._links[name].inflight
+
+    def _judge(self, sequence: Sequence, name: str, commit: Commit) -> None:
+        budget, text = self.budgets[name], sequence.text.tokens
+        base, probes = max(len(text) - TOKENS, len(sequence.record.spec.prompt)), list[pb.Probe]()
+        if budget.calls - budget.probed >= PROBE_EVERY:
+            base, probes = sequence.probes
+            if not probes:  # come again when the target has said what it thinks
+                sequence.probe = PROBE
+                return
+        tokens = text[base:][: len(probes) or TOKENS]
+        info = self._links[name].info
+        if not tokens or info is None or info.max_length < base + len(tokens) + 1:
+            return
+        unread = base - min(sequence.holding(name).held, base)
+        cost = self.adaptive.profiles[name].curve.seconds(unread + len(tokens))
+        if cost > budget.saved:
+            return
+        budget.pay(cost)
+        budget.calls += 1
+        budget.busy = True
+        if probes:
+            budget.probed = budget.calls
+            sequence.probes = 0, []
+        self._metrics.scores.inc()
+        draws = {commit.start + i: drawn for i, drawn in enumerate(commit.draws)}
+        score = Score(self, sequence, name, base, tokens, draws, probes, cost)
+        self._links[name].send(Flight(score, 0, patient=False))
+
+    def heard(self, score: Score, reply: pb.ExtendReply, total: float) -> None:
+        """A level has judged."""
+        self._planner.answered(score.level, reply.timing, total, self.now())
+        target = self._planner.target
+        run = 0
+        for i, (drawn, settled) in enumerate(zip(reply.tokens, score.tokens, strict=False)):
+            draws = score.draws.get(score.base + i, {})
+            for other, token in ((target, settled), *draws.items()):
+                self.adaptive.drew(run, {score.level: drawn, other: token})
+            run = run + 1 if drawn == settled else 0  # a chain would begin anew here
+        for mine, targets in zip(reply.probes, score.probes, strict=False):
+            if mine.ids and targets.ids:
+                self.adaptive.probed(score.level, target, _pairs(mine), _pairs(targets))
+
+
+class Score:
+    """One judging call; see link.Owner."""
+
+    def __init__(
+        self,
+        judge: Judge,
+        sequence: Sequence,
+        level: str,
+        base: int,
+        tokens: list[int],
+        draws: Mapping[int, Mapping[str, int]],
+        probes: list[pb.Probe],
+        cost: float,
+    ) -> None:
+        self.level = level
+        self.base = base
+        self.tokens = tokens  # committed, from ``base`` on
+        self.draws = draws  # what other levels drew, by position
+        self.probes = probes  # the target's, from ``base`` on
+        self._judge = judge
+        self._sequence = sequence
+        self._cost = cost  # as estimated
+
+    def fill(self, flight: Flight, message: pb.ExtendCall) -> None:
+        """See link.Owner."""
+        message.sequence = self._sequence.id
+        message.epoch = self._sequence.record.epoch
+        self._sequence.holding(self.level).name_prefix(message, self.base, ())
+        message.proposals.extend(self.tokens)
+        message.score = True
+        message.probe = PROBE if self.probes else 0
+
+    def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:
+        """See link.Owner."""
+        if reply.outcome == pb.OUTCOME_UNSPECIFIED:
+            return
+        self._end(reply.timing.compute_us / 1e6)
+        holding = self._sequence.holding(self.level)
+        if reply.outcome == pb.OUTCOME_DONE:
+            holding.confirm()
+            self._judge.heard(self, reply, self._judge.now() - flight.sent)
+        elif reply.outcome == pb.OUTCOME_PREFIX_UNKNOWN:
+            holding.correct(reply.held, reply.held_hash)
+
+    def failed(self, flight: Flight, why: str, gone: bool) -> None:
+        """See link.Owner."""
+        self._end(self._cost)
+
+    def broke(self, error: Exception) -> None:
+        """See link.Owner."""
+        log.error("judging level %s failed", self.level, exc_info=error)
+        self._end(self._cost)
+
+    def _end(self, seconds: float) -> None:
+        budget = self._judge.budgets[self.level]
+        budget.busy = False
+        budget.pay(seconds - self._cost)
+
+
+def _pairs(probe: pb.Probe) -> list[tuple[int, float]]:
+    return list(zip(probe.ids, probe.probabilities, strict=False))
