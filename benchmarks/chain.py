@@ -19,12 +19,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import results
 import torch
 from rich.console import Console
 from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import results
 from specrouter_level import quantize
 from specrouter_local.client import Answer, Router, Settings
 from specrouter_local.launch import Launcher, Wanted, prepare

