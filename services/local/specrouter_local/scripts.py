@@ -12,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from specrouter_local import advice, launch, models, scenario, screen, simulation, state, weights
 from specrouter_local import demo as demonstration
-from specrouter_local import launch, models, screen, state
 from specrouter_local.chat import Talk
 from specrouter_local.client import Answer, Router, Settings
 from specrouter_local.errors import UserError
@@ -177,6 +177,44 @@ def demo() -> None:
             launcher.end()
     if not same:
         raise UserError("the texts differ: this must not happen, please report it")
+
+
+@app.command()
+def simulate(
+    file: Annotated[Path | None, typer.Argument(help="Levels and arrivals as YAML.")] = None,
+    *,
+    family: Annotated[BuiltIn | None, typer.Option("--family", help="A built-in family, all at once.")] = None,
+    chain_plan: Annotated[
+        str, typer.Option("--plan", help="adaptive, or fixed:draft=4,target=8[,lookahead=16][,mode=lockstep].")
+    ] = "adaptive",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Run levels that are only described, in simulated time: speed, first token, goodput, what is in use."""
+    if (file is None) == (family is None):
+        raise UserError("FILE or --family is needed, and only one of them")
+    wanted = scenario.load(file) if file else scenario.of_family(weights.built_in(family.value if family else ""))
+    result = simulation.run(wanted, chain_plan)
+    if as_json:
+        typer.echo(json.dumps(result.plain(), indent=2))
+    else:
+        simulation.show(console, result)
+
+
+@app.command()
+def plan(
+    file: Annotated[Path, typer.Argument(help="Levels with prices, and the load, as YAML.")],
+    *,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Write cost over time per token as a picture.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Say which chain and how many replicas carry a load, and what a token costs."""
+    plans = advice.make(scenario.load(file))
+    if svg is not None:
+        svg.write_text(plans.svg(), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(plans.plain(), indent=2))
+    else:
+        advice.show(console, plans)
 
 
 def _levels(chain: str) -> tuple[str, ...]:
