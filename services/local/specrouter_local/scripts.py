@@ -16,6 +16,7 @@ from specrouter_local import advice, launch, models, scenario, screen, simulatio
 from specrouter_local import demo as demonstration
 from specrouter_local.chat import Talk
 from specrouter_local.client import Answer, Router, Settings
+from specrouter_local.decisions import decisions
 from specrouter_local.errors import UserError
 
 app = typer.Typer(
@@ -104,11 +105,15 @@ def status(name: NameOption = None) -> None:
     finally:
         router.close()
     chain = seen["chain"]
-    windows = ", ".join(f"{level} {chain['windows'][level]}" for level in chain["levels"])
     console.print(screen.level_table(seen["levels"]))
+    if seen["adaptive"] is not None:
+        console.print(decisions(seen["adaptive"], chain["levels"]))
+        how = f"adaptive, {chain['mode']}"
+    else:
+        windows = ", ".join(f"{level} {chain['windows'][level]}" for level in chain["levels"])
+        how = f"{chain['mode']}, windows {windows}, lookahead {chain['lookahead']}"
     console.print(
-        f"  chain: {chain['mode']}, windows {windows}, lookahead {chain['lookahead']}; "
-        f"{seen['sequences']} sequences running; redis {seen['redis']}",
+        f"  chain: {how}; {seen['sequences']} sequences running; redis {seen['redis']}",
         highlight=False,
         soft_wrap=True,
     )
