@@ -21,7 +21,7 @@ HOP = 0.0003
 MOST = 40  # equal replicas
 DRAFT = Curve.of({1: 0.0025, 64: 0.003, 256: 0.006, 512: 0.010})
 MID = Curve.of({1: 0.009, 32: 0.010, 128: 0.020, 512: 0.070})
-TARGET = Curve.of({1: 0.035, 16: 0.037, 64: 0.060, 512: 0.400})
+TARGET = Curve.of({1: 0.035, 16: 0.037, 64: 0.048, 512: 0.160})
 EARLY = Curve.of({1: 0.035, 8: 0.040, 32: 0.080, 512: 1.200})  # compute-bound from few rows on
 
 
@@ -47,7 +47,7 @@ class Mix:
 
 MIXES = (
     Mix("chat", Load(8, 96, 64, 0.028)),
-    Mix("long prompts", Load(4, 64, 768, 0.035)),
+    Mix("long prompts", Load(4, 64, 768, 0.036)),
     Mix("hard text", Load(6, 96, 64, 0.036), draft=0.35, mid=0.6),
     Mix("easy text", Load(10, 128, 64, 0.022), draft=0.85, mid=0.92),
     Mix("compute-bound", Load(6, 96, 64, 0.040), target=EARLY, price=2.0),

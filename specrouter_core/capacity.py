@@ -9,7 +9,8 @@ c(s), and the rest follows:
 
 searched over s by steps along one level at a time, and in the end over whole replicas, by exchanging one of a level
 for some of another. Sharing costs time in three ways: a step feeds the rows of all who
-share it; a call that comes while a step runs waits for its rest, half a step on average; and prompts take rows:
+share it; a call that comes while a step runs waits for its rest, half a step on average; and prompts take rows, make
+single steps long, and must be read before the first token:
 
     t = curve(n s + P t),      P = s (prompt tokens per generated token) / c(s)     prompt rows a second at the replica
 
@@ -223,10 +224,16 @@ class _Search:
 
     def _plan(self, shares: Sequence[float], prompt_rows: Sequence[float]) -> _Point:
         levels = []
+        first = 0.0  # seconds until the slowest level has read the prompt
+        prompt = self.load.prompt
         for offer, share, rows in zip(self.chain, shares, prompt_rows, strict=True):
             profile = Profile(curve=_with_prompts(offer.curve, rows))
+            chunk = offer.curve.seconds(min(prompt, offer.max_rows))  # a step that reads (a part of) one
+            reading = chunk * math.ceil(prompt / offer.max_rows)
+            busy = min(reading * rows / prompt, 1.0)  # share of the time that such steps take
             profile.hop.value = 2 * self.hop
-            profile.queue.value = profile.curve.seconds(share) / 2 * (1 - 1 / share)
+            profile.queue.value = profile.curve.seconds(share) / 2 * (1 - 1 / share) + busy * chunk / 2
+            first = max(first, reading + busy * chunk)
             levels.append(Level(offer.name, profile, sharing=share))
         names = tuple(offer.name for offer in self.chain)
         found = [
@@ -236,7 +243,7 @@ class _Search:
             if plan.levels == names
         ]
         seconds, plan = min(found, key=lambda entry: entry[0])
-        return _Point(plan, seconds)
+        return _Point(plan, seconds + first / self.load.tokens)
 
     def _rates(self, lower: str, upper: str) -> Sequence[float]:
         """What is easy for a level is easy for every better one."""

@@ -36,9 +36,15 @@ def rehearse(offers: Sequence[Offer], advice: Advice, load: Load, *, hop: float 
 
 def verified(offers: Sequence[Offer], load: Load, *, hop: float = 0.0003) -> list[Advice]:
     """``advise``, where the first chains of the table are put right in the simulator; the best first."""
-    table = advise(offers, load, hop=hop)
-    right = [_put_right(offers, advice, load, hop) for advice in table[:CHAINS] if advice.keeps]
-    return sorted([*right, *table[len(right) :]], key=_rank)
+    right: list[Advice] = []
+    rest: list[Advice] = []
+    for advice in advise(offers, load, hop=hop):
+        done = len(right) >= CHAINS and any(found.keeps for found in right)
+        if advice.keeps and not done:
+            right.append(_put_right(offers, advice, load, hop))
+        else:
+            rest.append(advice)
+    return sorted([*right, *rest], key=_rank)
 
 
 def _put_right(offers: Sequence[Offer], advice: Advice, load: Load, hop: float) -> Advice:
@@ -62,7 +68,9 @@ def _step(offers: Sequence[Offer], now: Advice, load: Load, hop: float, tried: s
     if now.keeps:
         changes = cheaper(chain, now.replicas)
     else:
-        changes = [tuple(r + (i == j) for i, r in enumerate(now.replicas)) for j in range(len(chain))]
+        missed = (now.simulated or 0.0) / (load.per_token or 1.0) - 1
+        more = [max(1, round(r * missed)) for r in now.replicas]
+        changes = [tuple(r + (i == j) * more[i] for i, r in enumerate(now.replicas)) for j in range(len(chain))]
     steps = [
         priced(offers, dict(zip(now.plan.levels, change, strict=True)), load, hop=hop)
         for change in changes

@@ -58,9 +58,9 @@ def test_levels_that_never_agree_are_not_paid_for() -> None:
     assert advise(offers(0.02, 0.03), replace(LOAD, per_token=None))[0].plan.levels == ("target",)
 
 
-def test_a_load_ten_times_as_large_costs_about_ten_times_as_much() -> None:
+def test_a_load_ten_times_as_large_costs_ten_times_as_much_at_most() -> None:
     small, large = advise(offers(), replace(LOAD, rate=10))[0], advise(offers(), replace(LOAD, rate=100))[0]
-    assert large.per_hour == pytest.approx(10 * small.per_hour, rel=0.2)
+    assert 6 * small.per_hour <= large.per_hour <= 10 * small.per_hour, "whole replicas waste less of a large one"
 
 
 def test_faster_tokens_cost_more() -> None:
