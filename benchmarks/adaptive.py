@@ -44,7 +44,7 @@ CURVES = {
     "mid": "1:9,16:9.5,64:13,128:22,256:42",
     "target": "1:35,16:37,64:50,128:85,256:160",
 }
-TOKENS = 48
+TOKENS = 32
 TEXTS = 4
 WINDOWS = (2, 4, 8)
 NATURAL_HOP_MS = 0.3  # of loopback, one way, about
@@ -59,6 +59,11 @@ class Phase:
     mid: float
     slowdown: float = 1.0  # of mid
     together: int = 1
+
+    @property
+    def world(self) -> tuple[float, ...]:
+        """All but the name."""
+        return self.draft, self.mid, self.slowdown, self.together
 
 
 PHASES = (
@@ -150,7 +155,7 @@ async def hops(world: World, hop_ms: float) -> dict[str, float]:
     }
     best = {}
     for kind, plans in kinds.items():
-        best[kind] = min([(await draw(url, range(TEXTS), 64, 1, plan))[0] for plan in plans])
+        best[kind] = min([(await draw(url, range(TEXTS), TOKENS, 1, plan))[0] for plan in plans])
     return best
 
 
@@ -183,8 +188,13 @@ def main() -> None:
                 seen = Seen(phase)
                 live(world, adaptive, phase, args.seconds, want, seen)
                 errors.append(status(adaptive)["prediction_error_median"])
-                still(fixed, phase, want, seen)
+                same = next((old for old in everything if old.phase.world == phase.world), None)
+                if same is None:
+                    still(fixed, phase, want, seen)
+                else:
+                    seen.statics = same.statics
                 everything.append(seen)
+                console.print(status(adaptive)["plans"][:6], highlight=False)
                 console.print(
                     f"{phase.name}: adaptive {seen.adaptive:.1f} (settled {seen.settled:.1f}), "
                     f"best static {seen.statics[seen.best]:.1f} ({seen.best}), alone {seen.statics['alone']:.1f} ms; "
@@ -206,20 +216,12 @@ def main() -> None:
 
 def report(everything: Sequence[Seen], errors: Sequence[float], crossed: Mapping[str, float]) -> None:
     """The table, the plot and the JSON."""
-    rows = [
-        {
-            "phase": seen.phase.name,
-            "adaptive_ms": round(seen.adaptive, 2),
-            "settled_ms": round(seen.settled, 2),
-            "best_static_ms": round(seen.statics[seen.best], 2),
-            "best_static": seen.best,
-            "alone_ms": round(seen.statics["alone"], 2),
-            "switches_per_1000_rounds": round(1000 * seen.switches / max(seen.rounds, 1), 1),
-            "chain": max(seen.chains, key=lambda name: seen.chains[name]),
-            "statics_ms": {name: round(ms, 2) for name, ms in seen.statics.items()},
-        }
-        for seen in everything
+    rows: list[dict[str, Any]] = [
+        {"plan": "adaptive", **{seen.phase.name: round(seen.adaptive, 2) for seen in everything}},
+        {"plan": "adaptive, settled", **{seen.phase.name: round(seen.settled, 2) for seen in everything}},
     ]
+    for name in grid():
+        rows.append({"plan": name, **{seen.phase.name: round(seen.statics[name], 2) for seen in everything}})
     names = everything[0].statics
     single = min(sum(seen.statics[name] for seen in everything) for name in names)
     summary: dict[str, float] = {

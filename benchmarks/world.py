@@ -48,6 +48,7 @@ class World:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._routers: list[subprocess.Popen[bytes]] = []
         self._valkey = ValkeyServer()
+        self._valkey.start()
         urls = []
         for name, curve in curves.items():
             grpc_port, http_port = free_ports(2)
