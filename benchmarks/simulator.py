@@ -28,9 +28,9 @@ from dataclasses import dataclass
 
 import httpx
 import psutil
-import results
 from rich.console import Console
 
+import results
 from specrouter_core.adaptive import Adaptive, Member
 from specrouter_core.adaptive_policy import AdaptivePolicy
 from specrouter_core.chain import Plan
@@ -225,8 +225,12 @@ def growth() -> tuple[list[dict], dict]:
             "replies_per_round": round(simulator.router_events / simulator.rounds, 2),
             "ms_per_token": round(1000 * summary.per_token_mean, 2), "wall_s": round(seconds, 1),
         })  # fmt: skip
-    costs = [row["router_us_per_reply"] for row in rows]
-    return rows, {"growth_cost_ratio": round(costs[-1] / costs[0], 3), "growth_cost_spread": max(costs) / min(costs)}
+    summary = {}
+    for name in ("reply", "round"):  # a round takes more replies where a chain has more levels
+        costs = [row[f"router_us_per_{name}"] for row in rows]
+        summary[f"growth_per_{name}"] = round(costs[-1] / costs[0], 3)
+        summary[f"growth_per_{name}_worst"] = round(max(costs) / costs[0], 3)
+    return rows, summary
 
 
 def main() -> None:

@@ -63,16 +63,14 @@ def make(scenario: Scenario) -> Plans:
 def show(console: Console, plans: Plans) -> None:
     """The table, the advice in a sentence, and the frontier as bars."""
     load, best = plans.load, plans.table[0]
-    table = Table(
-        "chain", "replicas", "ms/token", "tried", "in use", "tok/s/GPU", "cost/h", "cost/1M", "keeps", box=None
-    )
+    names = ("replicas", "ms/token", "tried", "tok/s/GPU", "cost/h", "cost/1M", "keeps")
+    table = Table("chain", *names, box=None, padding=(0, 1, 0, 0))
     for advice in plans.table[:BEST_FIRST]:
         table.add_row(
             " > ".join(advice.plan.levels),
             " / ".join(str(n) for n in advice.replicas),
             f"{1000 * advice.per_token:.1f}",
             "" if advice.simulated is None else f"{1000 * advice.simulated:.1f}",
-            " / ".join(f"{share:.0%}" for share in advice.utilisation),
             f"{advice.per_gpu:.1f}",
             f"{advice.per_hour:.2f}",
             f"{advice.per_million:.2f}",
@@ -82,9 +80,10 @@ def show(console: Console, plans: Plans) -> None:
     wish = "at the least cost" if load.per_token is None else f"within {1000 * load.per_token:g} ms a token"
     windows = ", ".join(f"{n} {w}" for n, w in zip(best.plan.levels, best.plan.windows, strict=True))
     mode = "overlapped" if best.plan.overlapped else "lockstep"
-    said = f"use {' > '.join(best.plan.levels)} with {_replicas(best)} replicas ({mode}, windows {windows})"
+    used = ", ".join(f"{n} {share:.0%}" for n, share in zip(best.plan.levels, best.utilisation, strict=True))
+    said = f"{_replicas(best)} replicas ({mode}, windows {windows}); in use: {used}"
     if not best.keeps:
-        said = f"no chain does it; the nearest is {best.plan.levels[-1]} with {_replicas(best)} replicas"
+        said = f"no chain does it; the nearest: {_replicas(best)} replicas"
     console.print(
         f"  {load.rate:g} requests/s of {load.tokens:g} tokens {wish}: {said}", highlight=False, soft_wrap=True
     )

@@ -213,7 +213,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Say which chain and how many replicas carry a load, and what a token costs."""
-    plans = advice.make(scenario.load(file))
+    wanted = scenario.load(file)
+    with Console(stderr=True).status("searching, and trying the best in the simulator"):
+        plans = advice.make(wanted)
     if svg is not None:
         svg.write_text(plans.svg(), encoding="utf-8")
     if as_json:
