@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from specrouter_core.agreement import Agreement, Deviation
 from specrouter_core.chain import Plan
 from specrouter_core.machine import Commit
-from specrouter_core.planner import Choice, Level, Planner
+from specrouter_core.planner import Choice, Level, Planner, same_chain
 from specrouter_core.profile import Curve, Profile
 from specrouter_core.similarity import Probe, Similarity
 
 REFRESH = 0.1  # seconds between two tables
-KINDS = (-1.5, -0.5, 0.5, 1.5)  # bounds of a sequence's shift (log-odds) between the kinds
+KINDS = (-1.2, -0.4, 0.4, 1.2)  # bounds of a sequence's shift (log-odds) between the kinds
+SHIFTS = (-1.6, -0.8, 0.0, 0.8, 1.6)  # what a kind is planned with
+COMMON = 2
 AGE = 10.0  # seconds in which a correction that is not renewed loses half of it
 STAY = 4  # rounds a sequence keeps its plan at least
 ROUNDS = 8  # rounds over which a chain's time per token is taken
@@ -51,12 +53,11 @@ def _kind(shift: float) -> int:
     return sum(shift > bound for bound in KINDS)
 
 
-def _same(a: Plan, b: Plan) -> bool:
-    return (a.levels, a.overlapped) == (b.levels, b.overlapped)
-
-
 class Adaptive:
-    """Plans for the sequences of one family. ``modes``: True = overlapped, False = lock-step."""
+    """Plans for the sequences of one family. ``modes``: True = overlapped, False = lock-step.
+
+    ``explore``: the share of rounds at which a sequence tries a chain that was measured little, for STAY rounds.
+    """
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class Adaptive:
         *,
         modes: Sequence[bool] = (True,),
         max_window: int = 16,
-        explore: float = 0.02,
+        explore: float = 0.004,
     ) -> None:
         self.members = list(members)
         self.modes = tuple(modes)
@@ -75,12 +76,12 @@ class Adaptive:
         self.running: dict[int | str, Follower] = {}
         self.absent: set[str] = set()  # levels that cannot be reached
         self.errors: list[float] = []  # relative errors of predictions, the last few hundred
-        self._planners: dict[int, Planner] = {}
+        self._planner = Planner()
         self._plans: dict[tuple[int, tuple[str, ...] | None], Plan] = {}
         self._tables: dict[int, list[Choice]] = {}
-        self._tabled: dict[int, float] = {}  # when ``best`` last made them
         self._made = -1e9
         self._explore = explore
+        self._owed = 0.0  # explorations not yet made
 
     @staticmethod
     def _profile(member: Member) -> Profile:
@@ -103,25 +104,15 @@ class Adaptive:
     def best(self, sequence: int | str, now: float, fits: Callable[[Plan], bool]) -> Plan | None:
         """For a sequence that may not use all plans: the best that ``fits``, with the planner's hysteresis."""
         follower = self.running.get(sequence)
-        kind = _kind(follower.ease.shift) if follower is not None else 2
-        if now - self._tabled.get(kind, -1e9) > REFRESH:
-            target = self.members[-1].name
-            self._tabled[kind] = now
-            self._choose(kind, Plan((target,), (1,)))
-        table = [choice for choice in self._tables[kind] if fits(choice.plan)]
+        kind = _kind(follower.ease.shift) if follower is not None else COMMON
+        table = [choice for choice in self._table(kind, now) if fits(choice.plan)]
         if not table:
             return None
-        if follower is not None:
-            levels, mode = follower.plan.levels, follower.plan.overlapped
-            for choice in table:
-                if (choice.plan.levels, choice.plan.overlapped) == (levels, mode):
-                    return choice.plan if choice.seconds <= 1.05 * table[0].seconds else table[0].plan
-        return table[0].plan
+        return self._planner.choose(table, follower.plan if follower is not None else None)
 
     def changed(self) -> None:
         """Levels came or went: what was chosen before does not hold any more."""
         self._made = -1e9
-        self._tabled.clear()
 
     def end(self, sequence: int | str) -> None:
         """It has ended."""
@@ -159,7 +150,12 @@ class Adaptive:
         if not follower.free or follower.rounds < STAY:
             return None
         kind = _kind(follower.ease.shift)
-        plan = self._plan(kind, follower.plan, now)
+        self._owed += self._explore
+        if self._owed >= 1:
+            self._owed -= 1
+            plan = self._planner.explore(self._table(kind, now), follower.plan)
+        else:
+            plan = self._plan(kind, follower.plan, now)
         if plan == follower.plan:
             return None
         if follower.tokens:
@@ -191,42 +187,38 @@ class Adaptive:
         """How long a token took under the plan, against what was predicted."""
         seconds = (now - follower.since) / max(follower.tokens, 1)
         follower.tokens, follower.since = 0, now
-        for kind, table in self._tables.items():
-            choice = next((c for c in table if _same(c.plan, follower.plan)), None)
-            if choice is not None and seconds > 0:
-                if kind == _kind(follower.ease.shift):
-                    self.errors = [*self.errors[-255:], abs(choice.seconds - seconds) / seconds]
-                self._planners[kind].observe(follower.plan, seconds)
+        table = self._table(_kind(follower.ease.shift), now)
+        choice = next((c for c in table if same_chain(c.plan, follower.plan)), None)
+        if choice is not None and seconds > 0:
+            self.errors = [*self.errors[-255:], abs(choice.seconds - seconds) / seconds]
+            self._planner.observe(choice, seconds)
 
     # The tables.
 
     def _plan(self, kind: int, current: Plan | None, now: float) -> Plan:
-        if now - self._made > REFRESH:
-            self._plans.clear()
-            keep = 0.5 ** (min(now - self._made, AGE) / AGE)
-            self._made = now
-            for planner in self._planners.values():
-                planner.age(keep)
+        table = self._table(kind, now)
         key = kind, (*current.levels, str(current.overlapped)) if current is not None else None
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._choose(kind, current)
-            if current is not None:  # a new sequence may be an exploration: not for all
-                self._plans[key] = plan
+            plan = self._plans[key] = self._planner.choose(table, current)
         return plan
 
-    def _choose(self, kind: int, current: Plan | None) -> Plan:
-        planner = self._planners.setdefault(kind, Planner(explore=self._explore))
-        shift = Deviation(shift=(-2.0, -1.0, 0.0, 1.0, 2.0)[kind])
-        chosen = planner.choose(
-            self._levels(),
-            lambda lower, upper: self.agreement.rates(lower, upper, shift if kind != 2 else None),
-            overlapped=self.modes,
-            current=current,
-            max_window=self.max_window,
-        )
-        self._tables[kind] = list(planner.explain())
-        return chosen
+    def _table(self, kind: int, now: float) -> list[Choice]:
+        """What sequences of a kind are planned from, at most ``REFRESH`` old."""
+        if now - self._made > REFRESH:
+            self._planner.age(0.5 ** (min(now - self._made, AGE) / AGE))
+            self._made = now
+            self._plans.clear()
+            self._tables.clear()
+        if kind not in self._tables:
+            shift = Deviation(shift=SHIFTS[kind])
+            self._tables[kind] = self._planner.table(
+                self._levels(),
+                lambda lower, upper: self.agreement.rates(lower, upper, shift if kind != COMMON else None),
+                overlapped=self.modes,
+                max_window=self.max_window,
+            )
+        return self._tables[kind]
 
     def _levels(self) -> list[Level]:
         count = len(self.running)
@@ -239,6 +231,6 @@ class Adaptive:
             levels.append(Level(member.name, profile, weight, sharing))
         return levels
 
-    def explain(self, kind: int = 2) -> list[Choice]:
-        """The table that sequences of a kind (2 = common) are planned from, best first."""
+    def explain(self, kind: int = COMMON) -> list[Choice]:
+        """The table that sequences of a kind (COMMON: most) are planned from, best first."""
         return self._tables.get(kind, [])

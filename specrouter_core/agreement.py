@@ -22,8 +22,8 @@ PRIOR = 8.0  # observations that the prior is worth
 POOL = 12.0  # observations that the pair's rate is worth to a position
 MEMORY = 400.0  # observations after which an old one weighs 1/e
 POSITIONS = 16  # later positions count as the last
-SPREAD = 1.0  # standard deviation of log-odds between sequences, before anything is seen
-KEEP = 0.995  # evidence about a sequence that remains after each further observation
+SPREAD = 0.7  # standard deviation of log-odds between sequences, before anything is seen
+KEEP = 0.98  # evidence about a sequence that remains after each further observation
 FLOOR, CEILING = 0.005, 0.995
 
 

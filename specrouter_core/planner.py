@@ -31,7 +31,7 @@ windows shrink and levels drop out by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from specrouter_core.agreement import expected_tokens
@@ -40,6 +40,8 @@ from specrouter_core.profile import Profile
 
 WINDOWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 MAX_LEAST = 4
+TIE = 1.02  # predictions this near are the same
+NEAR = 1.6  # a candidate predicted to be slower than this, times the best, is not tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +125,10 @@ def _extend(
     if overlapped:
         drafted = checked if len(part.levels) == 1 else expected_tokens(list(rates(part.levels[0], name)), most)
         gain = _Gain(checked, drafted)
-        # the window for a middling wait, then the wait for that window: near the best of the grid, much cheaper
-        _, window = min((_overlapped(part, cost, gain, m, min(m, 2)), m) for m in windows)
+        # the window for a middling wait, then the wait for that window: near the best of the grid, much cheaper;
+        # of windows that are as good, the widest, for what it may take along costs nothing
+        paces = [(_overlapped(part, cost, gain, m, min(m, 2)), m) for m in windows]
+        window = max(m for pace, m in paces if pace <= TIE * min(paces)[0])
         waits = range(1, min(window, MAX_LEAST) + 1)
         pace, least = min((_overlapped(part, cost, gain, window, n), n) for n in waits)
         pace = pace if top else min(pace, cost.step[1])
@@ -188,55 +192,47 @@ class _Correction:
 class Planner:
     """Chooses plans, learns how wrong its predictions are, and does not flutter.
 
-    ``gain`` is the least predicted improvement, as a share, for which a sequence changes its chain. ``explore`` is the
-    share of choices that go to the candidate least lately measured among those predicted within twice the best.
+    ``gain`` is the least predicted improvement, as a share, for which a sequence changes its chain.
     """
 
-    def __init__(self, *, gain: float = 0.05, explore: float = 0.02) -> None:
+    def __init__(self, *, gain: float = 0.05) -> None:
         self.gain = gain
-        self.explore = explore
         self._corrections: dict[tuple[str, ...], _Correction] = {}
-        self._since_exploring = 0.0
-        self._table: list[Choice] = []
 
-    def choose(
+    def table(
         self,
         levels: Sequence[Level],
         rates: Rates,
         *,
         overlapped: Sequence[bool] = (True, False),
-        current: Plan | None = None,
-        allowed: Callable[[Plan], bool] | None = None,
         max_window: int = 16,
-    ) -> Plan:
-        """The plan for a sequence now. Pure apart from the exploration count; keeps the table for ``explain``."""
+    ) -> list[Choice]:
+        """All candidates with their predictions, best first; the target alone is always among them."""
         table: list[Choice] = []
         for mode in overlapped:
             for plan, model in candidates(levels, rates, overlapped=mode, max_window=max_window):
-                alone = len(plan.levels) == 1
-                if alone and mode is not overlapped[0]:
-                    continue
-                if alone or allowed is None or allowed(plan):
+                if len(plan.levels) > 1 or mode is overlapped[0]:
                     table.append(Choice(plan, model * self._ratio(plan), model))
-        table.sort(key=lambda choice: choice.seconds)
-        self._table = table
+        return sorted(table, key=lambda choice: choice.seconds)
+
+    def choose(self, table: Sequence[Choice], current: Plan | None = None) -> Plan:
+        """The best of a table; the current chain, with its windows of this table, unless another gains enough."""
         best = table[0]
-        self._since_exploring += self.explore
-        if self._since_exploring >= 1 and current is None:
-            self._since_exploring -= 1
-            near = [c for c in table if c.seconds < 2 * best.seconds]
-            return min(near, key=lambda c: self._seen(c.plan)).plan
-        kept = next((c for c in table if current is not None and _same_chain(c.plan, current)), None)
+        kept = next((c for c in table if current is not None and same_chain(c.plan, current)), None)
         if kept is not None and kept.seconds <= best.seconds * (1 + self.gain):
             return kept.plan
         return best.plan
 
-    def observe(self, plan: Plan, seconds: float) -> None:
-        """A sequence ran with ``plan`` (chosen from the last table) at this measured time per token."""
-        choice = next((c for c in self._table if _same_chain(c.plan, plan)), None)
-        if choice is None or seconds <= 0 or choice.model <= 0:
+    def explore(self, table: Sequence[Choice], current: Plan) -> Plan:
+        """The candidate that was measured least, of those that may be good; to be asked seldom."""
+        near = [c for c in table if c.seconds < NEAR * table[0].seconds and not same_chain(c.plan, current)]
+        return min(near, key=lambda choice: self._seen(choice.plan)).plan if near else current
+
+    def observe(self, choice: Choice, seconds: float) -> None:
+        """A sequence ran with this plan at this measured time per token."""
+        if seconds <= 0 or choice.model <= 0:
             return
-        found = self._corrections.setdefault(_key(plan), _Correction())
+        found = self._corrections.setdefault(_key(choice.plan), _Correction())
         found.seen = found.seen * 0.98 + 1
         ratio = min(max(seconds / choice.model, 0.1), 10.0)
         found.ratio += max(0.1, 1 / (found.seen + 1)) * (ratio - found.ratio)
@@ -244,11 +240,7 @@ class Planner:
     def age(self, keep: float) -> None:
         """Trust old corrections less: this share of what they differ from 1 is kept."""
         for found in self._corrections.values():
-            found.ratio = found.ratio**keep
-
-    def explain(self) -> list[Choice]:
-        """The table the last choice was made from, best first."""
-        return self._table
+            found.ratio, found.seen = found.ratio**keep, found.seen * keep
 
     def _ratio(self, plan: Plan) -> float:
         found = self._corrections.get(_key(plan))
@@ -263,10 +255,6 @@ def _key(plan: Plan) -> tuple[str, ...]:
     return (*plan.levels, "overlapped" if plan.overlapped and len(plan.levels) > 1 else "lockstep")
 
 
-def _same_chain(a: Plan, b: Plan) -> bool:
+def same_chain(a: Plan, b: Plan) -> bool:
+    """Whether both use the same levels in the same mode; windows may differ."""
     return _key(a) == _key(b)
-
-
-def weights_of(levels: Sequence[Level]) -> Mapping[str, float]:
-    """The weights a choice was made with, for people."""
-    return {level.name: level.weight for level in levels}

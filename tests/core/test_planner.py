@@ -7,7 +7,7 @@ import time
 import pytest
 
 from specrouter_core.chain import Plan
-from specrouter_core.planner import Level, Planner, candidates
+from specrouter_core.planner import Choice, Level, Planner, candidates, same_chain
 from specrouter_core.profile import Curve, Profile
 from specrouter_core.simulator import Arrival, Policy, SimLevel, Simulator
 
@@ -28,6 +28,11 @@ def nested(draft: float, mid: float):
     return lambda lower, upper: [min(ease[lower], ease[upper])] * 16
 
 
+def plan_of(levels: list[Level], rates, **kw) -> Plan:
+    planner = Planner()
+    return planner.choose(planner.table(levels, rates, **kw))
+
+
 LEVELS = [level("draft"), level("mid"), level("target")]
 
 
@@ -42,22 +47,15 @@ def test_every_chain_that_ends_in_the_target_is_a_candidate() -> None:
 
 
 def test_useless_levels_leave_the_target_alone() -> None:
-    plan = Planner().choose(LEVELS, nested(0.02, 0.03))
+    plan = plan_of(LEVELS, nested(0.02, 0.03))
     assert plan.levels == ("target",)
 
 
 def test_a_weight_of_0_takes_a_level_out_and_a_small_one_makes_it_slow() -> None:
     out = [level("draft"), level("mid", weight=0), level("target")]
-    planner = Planner()
-    planner.choose(out, nested(0.65, 0.82))
-    assert all("mid" not in choice.plan.levels for choice in planner.explain())
+    assert all("mid" not in choice.plan.levels for choice in Planner().table(out, nested(0.65, 0.82)))
     slow = [level("draft"), level("mid", weight=5), level("target")]
-    assert "mid" not in Planner().choose(slow, nested(0.65, 0.82)).levels
-
-
-def test_the_policy_limits_the_choice_but_never_forbids_the_target_alone() -> None:
-    plan = Planner().choose(LEVELS, nested(0.65, 0.82), allowed=lambda plan: False)
-    assert plan.levels == ("target",)
+    assert "mid" not in plan_of(slow, nested(0.65, 0.82)).levels
 
 
 def test_speculation_fades_as_the_load_grows() -> None:
@@ -68,51 +66,56 @@ def test_speculation_fades_as_the_load_grows() -> None:
             level(name, sharing=sharing, curve=Curve.of({1: t, 8: t * 1.05, 64: t * 6, 512: t * 48}))
             for name, t in TIMES.items()
         ]
-        plan = Planner().choose(loaded, nested(0.5, 0.6))
+        plan = plan_of(loaded, nested(0.5, 0.6))
         windows.append(plan.windows[-1] if len(plan.levels) > 1 else 0)
     assert windows == sorted(windows, reverse=True) and windows[0] > 1
     assert windows[-1] == 0
 
 
 def test_a_small_gain_is_not_worth_a_switch() -> None:
-    planner = Planner(gain=0.05)
-    first = planner.choose(LEVELS, nested(0.65, 0.82))
-    second = planner.explain()[1]
-    close = Planner(gain=10).choose(LEVELS, nested(0.65, 0.82), current=second.plan)
-    assert close.levels == second.plan.levels
-    assert planner.choose(LEVELS, nested(0.65, 0.82), current=first).levels == first.levels
+    table = Planner().table(LEVELS, nested(0.65, 0.82))
+    best, second = table[0].plan, table[1].plan
+    assert same_chain(Planner(gain=10).choose(table, second), second)
+    assert same_chain(Planner(gain=0).choose(table, second), best)
+    assert same_chain(Planner().choose(table, best), best)
 
 
-def test_the_correction_of_a_chain_overrules_the_model() -> None:
-    planner = Planner(explore=0)
-    best = planner.choose(LEVELS, nested(0.65, 0.82))
-    model = planner.explain()[0].model
+def corrected(planner: Planner, factor: float) -> tuple[list[Choice], list[Choice]]:
+    """The tables before and after the best chain was measured at ``factor`` times its model."""
+    before = planner.table(LEVELS, nested(0.65, 0.82))
     for _ in range(40):
-        planner.choose(LEVELS, nested(0.65, 0.82))
-        planner.observe(best, 3 * model)
-    assert planner.choose(LEVELS, nested(0.65, 0.82)).levels != best.levels
+        planner.observe(before[0], factor * before[0].model)
+    return before, planner.table(LEVELS, nested(0.65, 0.82))
 
 
-def test_exploration_is_rare_and_goes_to_what_was_not_measured() -> None:
-    planner = Planner(explore=0.1)
-    best = planner.choose(LEVELS, nested(0.65, 0.82))
-    seconds = planner.explain()[0].model
-    others = []
-    for _ in range(100):
-        plan = planner.choose(LEVELS, nested(0.65, 0.82))
-        planner.observe(plan, seconds if plan == best else 2 * seconds)
-        others += [plan.levels] if plan != best else []
-    assert 8 <= len(others) <= 12
-    assert len(set(others)) >= 2
+def test_the_correction_of_a_chain_overrules_the_model_and_fades() -> None:
+    planner = Planner()
+    before, after = corrected(planner, 3.0)
+    assert not same_chain(after[0].plan, before[0].plan)
+    moved = next(c for c in after if same_chain(c.plan, before[0].plan))
+    assert moved.seconds == pytest.approx(3 * moved.model, rel=0.05)
+    planner.age(0.0)
+    assert planner.table(LEVELS, nested(0.65, 0.82)) == before
+
+
+def test_exploration_goes_to_what_was_measured_least_among_what_may_be_good() -> None:
+    planner = Planner()
+    table = planner.table(LEVELS, nested(0.65, 0.82))
+    tried = []
+    for _ in range(4):
+        plan = planner.explore(table, table[0].plan)
+        tried.append(plan.levels)
+        choice = next(c for c in table if c.plan == plan)
+        assert choice.seconds < 1.6 * table[0].seconds and not same_chain(plan, table[0].plan)
+        planner.observe(choice, choice.model)
+    assert len(set(tried)) >= 2
 
 
 @pytest.mark.parametrize("hop", [0.0003, 0.001, 0.005])
 @pytest.mark.parametrize(("draft", "mid"), [(0.65, 0.82), (0.85, 0.9), (0.3, 0.9)])
 def test_the_model_is_near_the_simulated_machine(draft: float, mid: float, hop: float) -> None:
     ease = {"draft": draft, "mid": mid, "target": 1.0}
-    planner = Planner()
-    planner.choose([level(name, hop) for name in TIMES], nested(draft, mid))
-    for choice in planner.explain():
+    for choice in Planner().table([level(name, hop) for name in TIMES], nested(draft, mid)):
         names = choice.plan.levels
         levels = [SimLevel(name, Curve.of({1: TIMES[name]}), ease[name]) for name in names]
         (outcome,) = Simulator(levels, Policy(choice.plan), hop=hop).run([Arrival(0, 500)])
@@ -130,13 +133,11 @@ def test_a_choice_among_five_levels_takes_about_a_millisecond() -> None:
     planner = Planner()
     begin = time.perf_counter()
     for _ in range(10):
-        planner.choose(five, lambda lower, upper: [0.7] * 16)
+        table = planner.table(five, lambda lower, upper: [0.7] * 16)
     assert (time.perf_counter() - begin) / 10 < 0.02
-    assert len(planner.explain()) == 31
+    assert len(table) == 31
 
 
 def test_a_plan_of_the_planner_is_valid_and_bounded() -> None:
-    planner = Planner()
-    planner.choose(LEVELS, nested(0.99, 0.995), max_window=8)
-    for choice in planner.explain():
+    for choice in Planner().table(LEVELS, nested(0.99, 0.995), max_window=8):
         assert isinstance(choice.plan, Plan) and max(choice.plan.windows) <= 8
