@@ -42,6 +42,7 @@ from typing import Literal
 from specrouter_core.chain import Plan
 
 FAILURES = 3
+DRY_RUN = 4
 REMEMBERED = 16  # abandoned calls whose late reply may still be used
 
 Reason = Literal["stop", "length", "cancelled", "error"]
@@ -462,7 +463,7 @@ class Machine:
             lane = self._lanes[i]
             wanted = min(lane.window, self._room(i) - 1)
             if self._checked(i) >= wanted or self._mute(i - 1):
-                self._call(i, 1)
+                self._call(i, self._alone(i))
                 return
             i -= 1
         lane = self._lanes[0]
@@ -471,6 +472,15 @@ class Machine:
             self._call(0, min(lane.window, above.window - self._checked(1)))
         else:
             self._call(0, lane.window)
+
+    def _alone(self, i: int) -> int:
+        """In lock-step, draws that a level below the target makes by itself: some where the lowest has no guess.
+
+        It will likely have none at the next token either, and to ask after each costs two hops.
+        """
+        if i + 1 == len(self._lanes) or not self._lanes[0].dry:
+            return 1
+        return max(1, min(DRY_RUN, self._lanes[i + 1].window - self._checked(i + 1)))
 
     def _call(self, i: int, own: int) -> None:
         """Call level i for up to ``own`` draws beyond the proposals it accepts."""

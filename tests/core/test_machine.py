@@ -274,6 +274,21 @@ def test_origins_name_the_first_proposer() -> None:
     assert commit == Commit(2, (10, 12, 13, 99), ("a", "b", "a", "t"), draws)
 
 
+def test_where_the_lowest_has_no_guess_the_next_level_goes_on_by_itself() -> None:
+    machine = Machine(Plan(("a", "b", "t"), (4, 4, 6), overlapped=False), [1], limit=40)
+    (call,) = machine.start()
+    _, call = machine.receive(Reply(call.call, [9], True))
+    assert call.level == "a"
+    (call,) = machine.receive(Reply(call.call, [], True))
+    assert (call.level, call.proposals, call.more) == ("b", (), 3)
+    (call,) = machine.receive(Reply(call.call, [1, 2, 3, 4], True))
+    assert call.level == "a", "its text has grown: there may be a guess now"
+    (call,) = machine.receive(Reply(call.call, [], True))
+    assert (call.level, call.more) == ("b", 1), "no more than the target takes"
+    (call,) = machine.receive(Reply(call.call, [5, 6], True))
+    assert (call.level, call.proposals) == ("t", (1, 2, 3, 4, 5, 6))
+
+
 def test_the_target_alone_streams_a_windowful() -> None:
     machine = Machine(Plan(("t",), (4,)), [1], limit=20)
     (call,) = machine.start()
