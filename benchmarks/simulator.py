@@ -21,13 +21,14 @@ import argparse
 import asyncio
 import gc
 import statistics
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import psutil
+import yaml
 from rich.console import Console
 
 import results
@@ -38,13 +39,16 @@ from specrouter_core.profile import Curve
 from specrouter_core.replica import SimLevel
 from specrouter_core.simulator import Policy, Simulator
 from specrouter_core.workload import Arrival, Summary, Workload
-from specrouter_local import parts, process
+from specrouter_local import weights
 from specrouter_local.launch import Launcher, Wanted, prepare
-from specrouter_local.process import Child
-from specrouter_router import family as families
 from specrouter_router.family import Family
 
-TOKENS = {1: 400, 4: 200, 16: 120}  # by sequences at once
+TOKENS = {1: 300, 4: 150, 16: 100}  # by sequences at once
+PLANS = (
+    Plan(("target",), (8,)),
+    Plan(("draft", "target"), (4, 8), 16),
+    Plan(("draft", "mid", "target"), (4, 4, 8), 16),
+)
 GROWTH = ((100, 1, 48), (1_000, 4, 24), (10_000, 32, 12), (100_000, 256, 6))  # sequences, replicas, tokens of each
 COSTS = {
     "draft": {1: 0.0025, 64: 0.003, 512: 0.01},
@@ -74,14 +78,17 @@ class Measured:
     router: float  # per reply
 
 
-async def requests(url: str, model: str, chain: Sequence[str], together: int, tokens: int, seed: int) -> list[dict]:
+async def requests(url: str, model: str, plan: Plan, together: int, tokens: int, seed: int) -> list[dict]:
     """Every request's seconds and report."""
     async with httpx.AsyncClient(base_url=url, timeout=300, trust_env=False) as client:
 
         async def one(number: int) -> dict:
             body = {
                 "model": model, "prompt": "a prompt to go on from", "max_tokens": tokens, "temperature": 0.8,
-                "seed": seed + number, "specrouter": {"chain": list(chain), "report": True},
+                "seed": seed + number, "specrouter": {
+                    "chain": list(plan.levels), "windows": list(plan.windows), "lookahead": plan.lookahead,
+                    "mode": "overlapped", "report": True,
+                },
             }  # fmt: skip
             begin = time.perf_counter()
             response = await client.post("/v1/completions", json=body)
@@ -93,45 +100,22 @@ async def requests(url: str, model: str, chain: Sequence[str], together: int, to
         return await asyncio.gather(*(one(number) for number in range(together)))
 
 
-def real(url: str, router: psutil.Process, model: str, chain: Sequence[str], together: int, repeats: int) -> Run:
+def real(url: str, router: psutil.Process, model: str, plan: Plan, together: int, repeats: int) -> Run:
     """The mean over the repeats; different texts each time."""
     tokens = TOKENS[together]
     cpu = sum(router.cpu_times()[:2])
     done = [
         answer
         for repeat in range(repeats)
-        for answer in asyncio.run(requests(url, model, chain, together, tokens, 1000 * repeat))
+        for answer in asyncio.run(requests(url, model, plan, together, tokens, 1000 * repeat))
     ]
     cpu = sum(router.cpu_times()[:2]) - cpu
-    targets = [next(x for x in answer["report"]["levels"] if x["level"] == chain[-1]) for answer in done]
+    targets = [next(x for x in answer["report"]["levels"] if x["level"] == plan.target) for answer in done]
     return Run(
         statistics.mean(answer["per_token"] for answer in done),
         sum(x["compute_ms"] for x in targets) / 1000 / sum(x["drawn"] for x in targets),
         cpu / (tokens * len(done)),
     )
-
-
-@contextmanager
-def second_router(launcher: Launcher, redis_url: str, window: int) -> Iterator[tuple[str, psutil.Process]]:
-    """A router over the same levels whose windows are all ``window``."""
-    directory = launcher.run.directory
-    family = families.load(directory / "family.yaml")
-    windows = dict.fromkeys((level.name for level in family.levels), window)
-    file = directory / f"family-{window}.yaml"
-    chain = family.chain.model_copy(update={"windows": windows})
-    parts.write_family(family.model_copy(update={"chain": chain}), file)
-    port, grpc_port = parts.free_ports(2)
-    part = parts.router_part(file, redis_url, port, grpc_port, 0)
-    child = Child(part.argv, part.env, directory / f"router-{window}.log")
-    try:
-        until = time.monotonic() + part.patience
-        while part.probe() is None:
-            if time.monotonic() > until:
-                raise TimeoutError(f"{part.name} is not ready after {part.patience:g} s")
-            time.sleep(0.1)
-        yield f"http://{part.address}", psutil.Process(child.pid)
-    finally:
-        process.stop([child], 5.0, lambda: False)
 
 
 def measured(alone: Run, short: Run, many: Run, step: float) -> Measured:
@@ -145,19 +129,17 @@ def measured(alone: Run, short: Run, many: Run, step: float) -> Measured:
     return Measured(alone.step - step, hop, overhead, each, router)
 
 
-def simulated(family: Family, chain: Sequence[str], together: int, found: Measured) -> float:
+def simulated(family: Family, plan: Plan, together: int, found: Measured) -> float:
     """Mean seconds per token in the simulator, over more texts than in the real mesh."""
     levels = []
     for level in family.levels:
-        if level.name in chain:
+        if level.name in plan.levels:
             seconds = float(str(level.step_ms).partition(":")[2]) / 1000 + found.step_over
             agreement = 1.0 if level.agreement is None else level.agreement
             each = found.overhead_each
             levels.append(
                 SimLevel(level.name, Curve.of({1: seconds}), agreement, overhead=found.overhead, overhead_each=each)
             )
-    windows = tuple(family.chain.windows[name] for name in chain)
-    plan = Plan(tuple(chain), windows, family.chain.lookahead, family.chain.mode == "overlapped")
     arrivals = [Arrival(0.001 * i, TOKENS[together], prompt=22) for i in range(together)]
     done = []
     for seed in range(max(2, 24 // together)):
@@ -166,34 +148,40 @@ def simulated(family: Family, chain: Sequence[str], together: int, found: Measur
     return statistics.mean(outcome.per_token for outcome in done)
 
 
-def against_real(repeats: int, console: Console) -> tuple[list[dict], dict]:
+def fixed_family(folder: Path) -> Path:
+    """The stub family, without the adaptive router's own calls."""
+    family = weights.built_in("stub").model_dump(mode="json", exclude_none=True)
+    file = folder / "family.yaml"
+    file.write_text(yaml.safe_dump({**family, "chain": {"policy": "fixed"}}))
+    return file
+
+
+def against_real(repeats: int, console: Console, folder: Path) -> tuple[list[dict], dict]:
     """One row per chain and load."""
-    wanted = Wanted(family=None, engine="stub", redis_url=None, port=0, grpc_port=0)
-    launcher = Launcher(prepare(console, wanted).name, wanted, tied=True)
+    wanted = Wanted(family=fixed_family(folder), engine="stub", redis_url=None, port=0, grpc_port=0)
+    family = prepare(console, wanted)
+    launcher = Launcher(family.name, wanted, tied=True)
     rows = []
     try:
         state = launcher.wait(console)
-        family = families.load(launcher.run.directory / "family.yaml")
-        redis_url = next(f"redis://{part.address}/0" for part in state.parts if part.kind == "redis")
         router = psutil.Process(next(part.pid for part in state.parts if part.kind == "router"))
-        names = state.levels
-        target, step = names[-1:], float(str(family.target.step_ms).partition(":")[2]) / 1000
-        asyncio.run(requests(state.router, state.name, names, 4, 16, 1))  # warm
-        reals = {(1, n): real(state.router, router, state.name, target, n, 1) for n in (1, 16)}
-        with second_router(launcher, redis_url, 1) as (url, other):
-            short = real(url, other, state.name, target, 1, 1)
-        found = measured(reals[1, 1], short, reals[1, 16], step)
+
+        def run(plan: Plan, together: int, times: int) -> Run:
+            return real(state.router, router, state.name, plan, together, times)
+
+        alone, short = PLANS[0], Plan(PLANS[0].levels, (1,))
+        asyncio.run(requests(state.router, state.name, PLANS[-1], 4, 16, 1))  # warm
+        reals = {(alone, n): run(alone, n, 1) for n in (1, 16)}
+        step = float(str(family.target.step_ms).partition(":")[2]) / 1000
+        found = measured(reals[alone, 1], run(short, 1, 1), reals[alone, 16], step)
         for together in TOKENS:
-            for count in (1, 2, 3):
-                chain = names[-count:] if count != 2 else [names[0], names[-1]]
-                run = reals.get((count, together)) or real(
-                    state.router, router, state.name, chain, together, repeats if together > 1 else 3 * repeats
-                )
-                guess = simulated(family, chain, together, found)
+            for plan in PLANS:
+                seen = reals.get((plan, together)) or run(plan, together, repeats if together > 1 else 2 * repeats)
+                guess = simulated(family, plan, together, found)
                 rows.append({
-                    "chain": " > ".join(chain), "sequences": together, "real_ms": round(1000 * run.per_token, 3),
-                    "simulated_ms": round(1000 * guess, 3), "error": round(guess / run.per_token - 1, 4),
-                    "router_cpu_us_per_token": round(1e6 * run.router_cpu, 1),
+                    "chain": " > ".join(plan.levels), "sequences": together, "real_ms": round(1000 * seen.per_token, 3),
+                    "simulated_ms": round(1000 * guess, 3), "error": round(guess / seen.per_token - 1, 4),
+                    "router_cpu_us_per_token": round(1e6 * seen.router_cpu, 1),
                 })  # fmt: skip
     finally:
         launcher.end()
@@ -239,7 +227,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     if "real" in args.part:
-        results.write("simulator", *against_real(args.repeats, Console(stderr=True)))
+        with tempfile.TemporaryDirectory() as folder:
+            results.write("simulator", *against_real(args.repeats, Console(stderr=True), Path(folder)))
     if "growth" in args.part:
         results.write("growth", *growth())
 
