@@ -397,6 +397,8 @@ class Machine:
             lanes.append(lane)
         for lane in old.values():
             self._withdraw(lane)
+        if len(lanes) > 1 and self._on_its_own(lanes[0]):
+            self._withdraw(lanes[0])  # the target drew alone: now it gets proposals
         self._lanes = lanes[::-1]
         self.plan = plan
         for name in plan.levels:
@@ -436,7 +438,7 @@ class Machine:
         below_busy = False  # somebody lower is about to offer something
         for i, lane in enumerate(self._lanes):
             served = i > 0 and self._offered(i) >= self.plan.least[i]
-            if served and i < top and self._on_its_own(lane):
+            if served and self._on_its_own(lane):
                 self._withdraw(lane)  # checking proposals is the better use of its next step
             if lane.flight is None and not self._mute(i):
                 if i < top:

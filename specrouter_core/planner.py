@@ -40,6 +40,8 @@ from specrouter_core.profile import Profile
 
 WINDOWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 MAX_LEAST = 4
+RUN = 32  # tokens the target alone draws in one call: each new call may miss a step that others share
+CHUNK = 8  # tokens the lowest level draws in one call at least
 TIE = 1.02  # predictions this near are the same
 NEAR = 1.6  # a candidate predicted to be slower than this, times the best, is not tried
 
@@ -174,8 +176,9 @@ def _overlapped(part: _Part, cost: _Cost, gain: _Gain, m: int, least: int) -> fl
 
 def _plan(part: _Part, overlapped: bool, max_lookahead: int) -> Plan:
     if len(part.levels) == 1:
-        return Plan(part.levels, (8,), 1, overlapped)
-    windows = (part.windows[1], *part.windows[1:])
+        return Plan(part.levels, (RUN,), 1, overlapped)
+    # overlapped, the lowest draws on while its tokens are checked; in lock-step it makes what is asked for
+    windows = (max(part.windows[1], CHUNK) if overlapped else part.windows[1], *part.windows[1:])
     lookahead = min(max_lookahead, MAX_LOOKAHEAD, 2 * part.windows[-1])
     least = tuple(min(least, window) for least, window in zip(part.least, windows, strict=True))
     return Plan(part.levels, windows, max(lookahead, 1), overlapped, least)
