@@ -54,8 +54,8 @@ def status(router: Router) -> dict[str, Any]:
 
 def used(router: Router, seed: int = 1) -> set[str]:
     """The levels that got tokens out of a fresh sequence's last chain."""
-    report = router.complete(f"text {seed}", max_tokens=120, temperature=0.8, seed=seed)["specrouter"]["report"]
-    assert sum(chain["tokens"] for chain in report["chains"]) == 120
+    report = router.complete(f"text {seed}", max_tokens=64, temperature=0.8, seed=seed)["specrouter"]["report"]
+    assert sum(chain["tokens"] for chain in report["chains"]) == 64
     return set(report["chains"][-1]["levels"])
 
 
@@ -89,14 +89,14 @@ def test_the_text_is_the_targets_through_every_switch(world: Mesh, adaptive: Rou
     settings = [{"temperature": 0.9, "seed": seed} for seed in range(4)]
     settings.append({"temperature": 0})
     alone = [
-        adaptive.complete("once", max_tokens=150, specrouter={"chain": ["target"]}, **some)["specrouter"]["tokens"]
+        adaptive.complete("once", max_tokens=100, specrouter={"chain": ["target"]}, **some)["specrouter"]["tokens"]
         for some in settings
     ]
     switches, chains = 0, set()
     worlds = [(0.05, 0.9, 1.0), (0.7, 0.9, 10.0), (0.95, 0.1, 1.0), (0.02, 0.02, 1.0), (0.7, 0.9, 1.0)]
     for draft, mid, slowdown in worlds:
         with ThreadPoolExecutor(5) as pool:
-            running = [pool.submit(adaptive.complete, "once", max_tokens=150, **some) for some in settings]
+            running = [pool.submit(adaptive.complete, "once", max_tokens=100, **some) for some in settings]
             time.sleep(0.3)
             world.levels["draft"].become(agreement=draft)
             world.levels["mid"].become(agreement=mid, slowdown=slowdown)
