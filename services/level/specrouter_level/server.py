@@ -33,8 +33,9 @@ OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),  # routers ping too,
-    ("grpc.http2.max_ping_strikes", 0),  # and gRPC's own bandwidth probes are pings: seen to cost an idle router its link
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),  # routers ping too
+    # gRPC's own bandwidth probes are pings as well: they were seen to cost an idle router its link.
+    ("grpc.http2.max_ping_strikes", 0),
 )
 
 
