@@ -42,7 +42,7 @@ WINDOWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 MAX_LEAST = 4
 RUN = 32  # tokens the target alone draws in one call: each new call may miss a step that others share
 CHUNK = 8  # tokens the lowest level draws in one call at least
-TIE = 1.02  # predictions this near are the same
+TIE = 1.08  # predictions this near are the same
 NEAR = 1.6  # a candidate predicted to be slower than this, times the best, is not tried
 
 
@@ -131,7 +131,8 @@ def _extend(
         # of windows that are as good, the widest, for what it may take along costs nothing
         paces = [(_overlapped(part, cost, gain, m, min(m, 2)), m) for m in windows]
         window = max(m for pace, m in paces if pace <= TIE * min(paces)[0])
-        waits = range(1, min(window, MAX_LEAST) + 1)
+        # the target waits for two at most: more would come later than the model believes, and better ones sooner
+        waits = range(1, min(window, 2 if top else MAX_LEAST) + 1)
         pace, least = min((_overlapped(part, cost, gain, window, n), n) for n in waits)
         pace = pace if top else min(pace, cost.step[1])
     else:
@@ -179,7 +180,7 @@ def _plan(part: _Part, overlapped: bool, max_lookahead: int) -> Plan:
         return Plan(part.levels, (RUN,), 1, overlapped)
     # overlapped, the lowest draws on while its tokens are checked; in lock-step it makes what is asked for
     windows = (max(part.windows[1], CHUNK) if overlapped else part.windows[1], *part.windows[1:])
-    lookahead = min(max_lookahead, MAX_LOOKAHEAD, 2 * part.windows[-1])
+    lookahead = min(max_lookahead, MAX_LOOKAHEAD, max(16 if overlapped else 1, 2 * part.windows[-1]))
     least = tuple(min(least, window) for least, window in zip(part.least, windows, strict=True))
     return Plan(part.levels, windows, max(lookahead, 1), overlapped, least)
 
