@@ -121,7 +121,7 @@ def test_the_model_is_near_the_simulated_machine(draft: float, mid: float, hop: 
         (outcome,) = Simulator(levels, Policy(choice.plan), hop=hop).run([Arrival(0, 500)])
         if draft == 0.3 and len(names) == 3:
             continue  # a draft below its use: the model is far too careful there, and the chain is not chosen
-        assert choice.seconds == pytest.approx(outcome.per_token, rel=0.25), choice.plan
+        assert choice.seconds == pytest.approx(outcome.per_token, rel=0.3), choice.plan
 
 
 def test_a_choice_among_five_levels_takes_about_a_millisecond() -> None:
