@@ -64,7 +64,7 @@ def play(console: Console, state: MeshState) -> bool:
     router = Router(state.router)
     talk = Talk(console, router, state.levels)
     target = state.levels[-1]
-    chain = Settings(state.name, MAX_TOKENS, TEMPERATURE, SEED)
+    chain = Settings(state.name, MAX_TOKENS, TEMPERATURE, SEED, chain=tuple(state.levels))
     alone = Settings(state.name, MAX_TOKENS, TEMPERATURE, SEED, chain=(target,))
     console.print()
     console.print(legend(state.levels))
