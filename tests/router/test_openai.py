@@ -193,7 +193,8 @@ def test_harmless_fields_are_taken(router: Router) -> None:
         "logprobs": None,
         "response_format": {"type": "text"},
     }
-    router.complete(max_tokens=3, **body)
+    answer = router.complete(max_tokens=3, **body)
+    assert answer["usage"]["completion_tokens"] == 3
 
 
 @pytest.mark.parametrize(
