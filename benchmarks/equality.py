@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 import results
+from specrouter_family import family as families
 from specrouter_local import parts, process
 from specrouter_local.launch import Launcher, Wanted, prepare
 from specrouter_local.process import Child
-from specrouter_router import family as families
 
 TOPICS = (
     "the sea", "bread", "a clock", "winter", "the moon", "a bridge", "bees", "glass", "a river", "chess",

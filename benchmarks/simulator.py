@@ -39,9 +39,9 @@ from specrouter_core.profile import Curve
 from specrouter_core.replica import SimLevel
 from specrouter_core.simulator import Policy, Simulator
 from specrouter_core.workload import Arrival, Summary, Workload
+from specrouter_family.family import Family
 from specrouter_local import weights
 from specrouter_local.launch import Launcher, Wanted, prepare
-from specrouter_router.family import Family
 
 TOKENS = {1: 300, 4: 150, 16: 100}  # by sequences at once
 PLANS = (

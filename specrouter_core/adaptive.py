@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from specrouter_core.agreement import Agreement, Deviation
 from specrouter_core.chain import Plan
-from specrouter_core.machine import Commit
+from specrouter_core.event import Commit
 from specrouter_core.planner import Choice, Level, Planner, same_chain
 from specrouter_core.profile import Curve, Profile
 from specrouter_core.similarity import Probe, Similarity

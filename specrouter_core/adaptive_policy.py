@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from specrouter_core.adaptive import Adaptive
 from specrouter_core.chain import Plan
-from specrouter_core.machine import Commit, Machine
+from specrouter_core.event import Commit
+from specrouter_core.machine import Machine
 from specrouter_core.simulator import Policy, Told
 from specrouter_core.workload import Outcome
 

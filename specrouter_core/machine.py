@@ -37,103 +37,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from specrouter_core.chain import Plan
+from specrouter_core.event import (
+    Action,
+    Call,
+    Cancel,
+    Commit,
+    Event,
+    Failed,
+    Finish,
+    Lost,
+    Reason,
+    Replan,
+    Reply,
+    Withdraw,
+)
 
 FAILURES = 3
 DRY_RUN = 4
 REMEMBERED = 16  # abandoned calls whose late reply may still be used
-
-Reason = Literal["stop", "length", "cancelled", "error"]
-
-
-# Events: what happened.
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """All draws of a call so far, from its first."""
-
-    call: int
-    tokens: Sequence[int]
-    done: bool  # nothing more of this call will come
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """A call will not be answered (a reply may still come late)."""
-
-    call: int
-    fatal: bool = False  # the level is gone: do not try it again
-    why: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Replan:
-    """Use another chain from now on; the target stays the same."""
-
-    plan: Plan
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Nobody wants the rest."""
-
-
-Event = Reply | Failed | Replan | Cancel
-
-
-# Actions: what to do.
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """Ask ``level`` how its text goes on after ``committed[:base] + ahead``."""
-
-    level: str
-    call: int
-    base: int
-    ahead: tuple[int, ...]
-    proposals: tuple[int, ...]
-    more: int
-
-
-@dataclass(frozen=True, slots=True)
-class Withdraw:
-    """The answer to this call has become useless."""
-
-    level: str
-    call: int
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """These tokens are final. ``start`` is the absolute position of the first."""
-
-    start: int
-    tokens: tuple[int, ...]
-    origins: tuple[str, ...]  # per token, the level that first proposed it
-    draws: tuple[Mapping[str, int], ...] = ()  # per token, what each level below the target drew there, where it did
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A level left the chain because it failed."""
-
-    level: str
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """The sequence has ended; nothing follows."""
-
-    reason: Reason
-    why: str = ""
-
-
-Action = Call | Withdraw | Commit | Lost | Finish
 
 
 @dataclass(slots=True)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from specrouter_core.chain import Plan
-from specrouter_core.machine import Action, Call, Cancel, Commit, Event, Finish, Machine, Replan, Reply, Withdraw
+from specrouter_core.event import Action, Call, Cancel, Commit, Event, Finish, Replan, Reply, Withdraw
+from specrouter_core.machine import Machine
 from specrouter_core.noise import mix
 from specrouter_core.replica import VOCABULARY, Draw, Replica, SimLevel, Work
 from specrouter_core.workload import Arrival, Outcome

@@ -11,19 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specrouter_core.chain import Plan
-from specrouter_core.machine import (
-    Action,
-    Call,
-    Cancel,
-    Commit,
-    Failed,
-    Finish,
-    Lost,
-    Machine,
-    Replan,
-    Reply,
-    Withdraw,
-)
+from specrouter_core.event import Action, Call, Cancel, Commit, Failed, Finish, Lost, Replan, Reply, Withdraw
+from specrouter_core.machine import Machine
 from specrouter_core.prefix import Text
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from specrouter_core.chain import Plan
-from specrouter_core.machine import Commit, Machine
+from specrouter_core.event import Commit
+from specrouter_core.machine import Machine
 from specrouter_core.profile import Curve
 from specrouter_core.simulator import Arrival, Policy, SimLevel, Simulator
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from specrouter_family.family import Family, FamilyError, load, parse
 from specrouter_local import parts, weights
 from specrouter_local.errors import UserError
-from specrouter_router.family import Family, FamilyError, load, parse
 
 STUB = """
 name: s

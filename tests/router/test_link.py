@@ -14,7 +14,8 @@ from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import level_pb2_grpc
 from specrouter_core.prefix import Text
 from specrouter_core.sampling import Sampling
-from specrouter_router import family, link, tokenizer
+from specrouter_family import family
+from specrouter_router import link, tokenizer
 from specrouter_router.metrics import Metrics
 from specrouter_router.request import Request
 from specrouter_router.router import Router

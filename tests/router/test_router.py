@@ -14,7 +14,8 @@ from stub_mesh import Level, Mesh, family_file
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.sampling import Sampling
-from specrouter_router import family, tokenizer
+from specrouter_family import family
+from specrouter_router import tokenizer
 from specrouter_router.metrics import Metrics
 from specrouter_router.openai_api import make_app
 from specrouter_router.refusal import InvalidError, RefusedError

@@ -14,12 +14,12 @@ from typing import Self
 from rich.console import Console
 from rich.text import Text
 
+from specrouter_family.family import Family
 from specrouter_local import parts, process, screen, weights
 from specrouter_local.errors import UserError
 from specrouter_local.mesh import Mesh, PartError, new_state
 from specrouter_local.process import Child
 from specrouter_local.state import MeshState, Run
-from specrouter_router.family import Family
 
 DOWN_LIMIT = 30.0  # seconds the launcher may take to end its parts
 APPEAR_LIMIT = 30.0  # seconds until a background launcher has written its state

@@ -15,9 +15,9 @@ from typing import Literal
 
 import yaml
 
+from specrouter_family.family import Family, LevelSpec
 from specrouter_local import probes
 from specrouter_local.errors import UserError
-from specrouter_router.family import Family, LevelSpec
 
 HOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)

@@ -21,9 +21,9 @@ from specrouter_core.capacity import Load, Offer
 from specrouter_core.profile import Curve
 from specrouter_core.replica import SimLevel
 from specrouter_core.workload import Kind, Workload
+from specrouter_family.family import Family
 from specrouter_level.stub import curve
 from specrouter_local.errors import UserError
-from specrouter_router.family import Family
 
 Range = int | tuple[int, int]
 Share = Annotated[float, Field(ge=0, le=1)]

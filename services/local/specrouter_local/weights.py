@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from string import Template
 
+from specrouter_family import family as family_file
+from specrouter_family.family import Family
 from specrouter_local import models, paths
 from specrouter_local.errors import UserError
-from specrouter_router import family as family_file
-from specrouter_router.family import Family
 
 BUILT_IN = Path(__file__).with_name("families")
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

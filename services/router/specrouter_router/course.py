@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from specrouter_core.adaptive import STAY
 from specrouter_core.chain import Plan
-from specrouter_core.machine import Commit
+from specrouter_core.event import Commit
 
 if TYPE_CHECKING:
     from specrouter.v1 import level_pb2 as pb

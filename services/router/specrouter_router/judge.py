@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from specrouter.v1 import level_pb2 as pb
-from specrouter_core.machine import Commit
+from specrouter_core.event import Commit
 from specrouter_router.link import Flight, Link
 from specrouter_router.metrics import Metrics
 

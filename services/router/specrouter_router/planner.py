@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.adaptive import Adaptive, Member
 from specrouter_core.chain import Plan
-from specrouter_core.machine import Commit
+from specrouter_core.event import Commit
+from specrouter_family.family import Family
 from specrouter_router.course import AdaptiveCourse, Course, FixedCourse, FollowedCourse, NarrowCourse
-from specrouter_router.family import Family
 from specrouter_router.link import Link
 from specrouter_router.metrics import Metrics
 from specrouter_router.pin import Pin

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import router_pb2, state_pb2
-from specrouter_router.family import Family
+from specrouter_family.family import Family
 from specrouter_router.judge import Judge
 from specrouter_router.link import Link
 from specrouter_router.metrics import Metrics

@@ -13,9 +13,9 @@ from typing import Annotated
 import typer
 import uvicorn
 
-from specrouter_router import family as families
+from specrouter_family import family as families
+from specrouter_family.family import Family, FamilyError
 from specrouter_router import tokenizer as tokenizers
-from specrouter_router.family import Family, FamilyError
 from specrouter_router.generate import RouterServer
 from specrouter_router.metrics import Metrics
 from specrouter_router.openai_api import make_app

@@ -16,20 +16,8 @@ from typing import Protocol
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import router_pb2
-from specrouter_core.machine import (
-    Action,
-    Call,
-    Cancel,
-    Commit,
-    Event,
-    Failed,
-    Finish,
-    Lost,
-    Machine,
-    Replan,
-    Reply,
-    Withdraw,
-)
+from specrouter_core.event import Action, Call, Cancel, Commit, Event, Failed, Finish, Lost, Replan, Reply, Withdraw
+from specrouter_core.machine import Machine
 from specrouter_core.prefix import Text
 from specrouter_router.course import Course
 from specrouter_router.holding import Holding

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from specrouter_router.family import BYTES
+from specrouter_family.family import BYTES
 
 UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are no character (yet)
 PATIENCE = 16  # tokens held back for an unfinished character; after that it never was one

@@ -1,0 +1,1 @@
+"""The operator: model families and routing policies become predictors, replicas and weights."""

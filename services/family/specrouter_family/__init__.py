@@ -1,0 +1,1 @@
+"""The family file and the routing policy: types that routers, the launcher and the operator share."""
