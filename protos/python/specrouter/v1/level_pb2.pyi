@@ -389,6 +389,7 @@ class ExtendReply(_message.Message):
     PROBES_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRY_MS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     call: _builtins.int
     """The call answered."""
     outcome: Global___Outcome.ValueType
@@ -401,6 +402,8 @@ class ExtendReply(_message.Message):
     """For people, when something is wrong."""
     retry_ms: _builtins.int
     """Milliseconds to wait before the next try (OVERLOADED)."""
+    draining: _builtins.bool
+    """Refused because the level is being drained (OVERLOADED): do not try here again."""
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """All the level's draws for this call so far, from the first (not only the new ones). Fewer than
@@ -432,10 +435,11 @@ class ExtendReply(_message.Message):
         probes: _abc.Iterable[Global___Probe] | None = ...,
         message: _builtins.str = ...,
         retry_ms: _builtins.int = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "confidence", b"confidence", "held", b"held", "held_hash", b"held_hash", "message", b"message", "outcome", b"outcome", "probes", b"probes", "retry_ms", b"retry_ms", "timing", b"timing", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "confidence", b"confidence", "draining", b"draining", "held", b"held", "held_hash", b"held_hash", "message", b"message", "outcome", b"outcome", "probes", b"probes", "retry_ms", b"retry_ms", "timing", b"timing", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -448,18 +452,24 @@ class ExtendResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLIES_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    draining: _builtins.bool
+    """The level is being drained: it takes no new sequences, and those it holds must move within its grace time.
+    Sent at once on every open stream, and set in every message from then on.
+    """
     @_builtins.property
     def replies(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExtendReply]:
-        """At most 256."""
+        """At most 256; none when the message only says that the level is being drained."""
 
     def __init__(
         self,
         *,
         replies: _abc.Iterable[Global___ExtendReply] | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replies", b"replies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "replies", b"replies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -525,6 +535,7 @@ class DescribeResponse(_message.Message):
     EXACTNESS_FIELD_NUMBER: _builtins.int
     STOP_IDS_FIELD_NUMBER: _builtins.int
     COSTS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The level's name in its family."""
     model_digest: _builtins.str
@@ -547,6 +558,8 @@ class DescribeResponse(_message.Message):
     """torch, stub or ngram."""
     exactness: _builtins.str
     """bitwise, or shape (equal up to the step's shape)."""
+    draining: _builtins.bool
+    """It is being drained."""
     @_builtins.property
     def stop_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The model's own end-of-turn ids."""
@@ -571,11 +584,94 @@ class DescribeResponse(_message.Message):
         exactness: _builtins.str = ...,
         stop_ids: _abc.Iterable[_builtins.int] | None = ...,
         costs: _abc.Iterable[Global___StepCost] | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "device", b"device", "dtype", b"dtype", "engine", b"engine", "exactness", b"exactness", "max_length", b"max_length", "max_rows", b"max_rows", "model_digest", b"model_digest", "name", b"name", "slots", b"slots", "stop_ids", b"stop_ids", "vocab_digest", b"vocab_digest", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "device", b"device", "draining", b"draining", "dtype", b"dtype", "engine", b"engine", "exactness", b"exactness", "max_length", b"max_length", "max_rows", b"max_rows", "model_digest", b"model_digest", "name", b"name", "slots", b"slots", "stop_ids", b"stop_ids", "vocab_digest", b"vocab_digest", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    """The drain has begun."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCES_FIELD_NUMBER: _builtins.int
+    GRACE_MS_FIELD_NUMBER: _builtins.int
+    sequences: _builtins.int
+    """Sequences of open streams that the level still holds."""
+    grace_ms: _builtins.int
+    """Milliseconds until the process ends at the latest; it ends as soon as no sequence of an open stream is left."""
+    def __init__(
+        self,
+        *,
+        sequences: _builtins.int = ...,
+        grace_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grace_ms", b"grace_ms", "sequences", b"sequences"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
+class TokenizerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizerRequest: _TypeAlias = TokenizerRequest  # noqa: Y015
+
+@_typing.final
+class TokenizerFile(_message.Message):
+    """A part of one file. The parts of a file follow one another; a new name begins a new file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Without directories, such as tokenizer.json."""
+    chunk: _builtins.bytes
+    """The next bytes of the file, at most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenizerFile: _TypeAlias = TokenizerFile  # noqa: Y015

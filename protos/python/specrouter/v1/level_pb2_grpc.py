@@ -45,6 +45,16 @@ class LevelServiceStub:
                 request_serializer=specrouter_dot_v1_dot_level__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=specrouter_dot_v1_dot_level__pb2.DescribeResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/specrouter.v1.LevelService/Drain',
+                request_serializer=specrouter_dot_v1_dot_level__pb2.DrainRequest.SerializeToString,
+                response_deserializer=specrouter_dot_v1_dot_level__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.Tokenizer = channel.unary_stream(
+                '/specrouter.v1.LevelService/Tokenizer',
+                request_serializer=specrouter_dot_v1_dot_level__pb2.TokenizerRequest.SerializeToString,
+                response_deserializer=specrouter_dot_v1_dot_level__pb2.TokenizerFile.FromString,
+                _registered_method=True)
 
 
 class LevelServiceServicer:
@@ -66,6 +76,23 @@ class LevelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Take no new sequences from now on, tell every open stream so, and end the process when the routers have
+        moved theirs elsewhere, or after the level's grace time. SIGTERM does the same. Answered at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenizer(self, request, context):
+        """The files of the model's directory that a tokenizer is made of, so that a router needs no storage of its own.
+        NOT_FOUND from a level without a model.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LevelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +105,16 @@ def add_LevelServiceServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=specrouter_dot_v1_dot_level__pb2.DescribeRequest.FromString,
                     response_serializer=specrouter_dot_v1_dot_level__pb2.DescribeResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=specrouter_dot_v1_dot_level__pb2.DrainRequest.FromString,
+                    response_serializer=specrouter_dot_v1_dot_level__pb2.DrainResponse.SerializeToString,
+            ),
+            'Tokenizer': grpc.unary_stream_rpc_method_handler(
+                    servicer.Tokenizer,
+                    request_deserializer=specrouter_dot_v1_dot_level__pb2.TokenizerRequest.FromString,
+                    response_serializer=specrouter_dot_v1_dot_level__pb2.TokenizerFile.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +172,60 @@ class LevelService:
             '/specrouter.v1.LevelService/Describe',
             specrouter_dot_v1_dot_level__pb2.DescribeRequest.SerializeToString,
             specrouter_dot_v1_dot_level__pb2.DescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/specrouter.v1.LevelService/Drain',
+            specrouter_dot_v1_dot_level__pb2.DrainRequest.SerializeToString,
+            specrouter_dot_v1_dot_level__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/specrouter.v1.LevelService/Tokenizer',
+            specrouter_dot_v1_dot_level__pb2.TokenizerRequest.SerializeToString,
+            specrouter_dot_v1_dot_level__pb2.TokenizerFile.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,15 @@ class LevelServiceStub:
     """
     Describe: _grpc.UnaryUnaryMultiCallable[_level_pb2.DescribeRequest, _level_pb2.DescribeResponse]
     """What this level is. Unary; answered as soon as the model is loaded."""
+    Drain: _grpc.UnaryUnaryMultiCallable[_level_pb2.DrainRequest, _level_pb2.DrainResponse]
+    """Take no new sequences from now on, tell every open stream so, and end the process when the routers have
+    moved theirs elsewhere, or after the level's grace time. SIGTERM does the same. Answered at once.
+    """
+    Tokenizer: _grpc.UnaryStreamMultiCallable[_level_pb2.TokenizerRequest, _level_pb2.TokenizerFile]
+    """The files of the model's directory that a tokenizer is made of, so that a router needs no storage of its own.
+    NOT_FOUND from a level without a model.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    """
 
 @_typing.type_check_only
 class LevelServiceAsyncStub(LevelServiceStub):
@@ -51,6 +60,15 @@ class LevelServiceAsyncStub(LevelServiceStub):
     """
     Describe: _aio.UnaryUnaryMultiCallable[_level_pb2.DescribeRequest, _level_pb2.DescribeResponse]  # type: ignore[assignment]
     """What this level is. Unary; answered as soon as the model is loaded."""
+    Drain: _aio.UnaryUnaryMultiCallable[_level_pb2.DrainRequest, _level_pb2.DrainResponse]  # type: ignore[assignment]
+    """Take no new sequences from now on, tell every open stream so, and end the process when the routers have
+    moved theirs elsewhere, or after the level's grace time. SIGTERM does the same. Answered at once.
+    """
+    Tokenizer: _aio.UnaryStreamMultiCallable[_level_pb2.TokenizerRequest, _level_pb2.TokenizerFile]  # type: ignore[assignment]
+    """The files of the model's directory that a tokenizer is made of, so that a router needs no storage of its own.
+    NOT_FOUND from a level without a model.
+    buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    """
 
 class LevelServiceServicer(metaclass=_abc_1.ABCMeta):
     """One replica of one level."""
@@ -72,5 +90,26 @@ class LevelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_level_pb2.DescribeResponse, _abc.Awaitable[_level_pb2.DescribeResponse]]:
         """What this level is. Unary; answered as soon as the model is loaded."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _level_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_level_pb2.DrainResponse, _abc.Awaitable[_level_pb2.DrainResponse]]:
+        """Take no new sequences from now on, tell every open stream so, and end the process when the routers have
+        moved theirs elsewhere, or after the level's grace time. SIGTERM does the same. Answered at once.
+        """
+
+    @_abc_1.abstractmethod
+    def Tokenizer(
+        self,
+        request: _level_pb2.TokenizerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_level_pb2.TokenizerFile], _abc.AsyncIterator[_level_pb2.TokenizerFile]]:
+        """The files of the model's directory that a tokenizer is made of, so that a router needs no storage of its own.
+        NOT_FOUND from a level without a model.
+        buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        """
 
 def add_LevelServiceServicer_to_server(servicer: LevelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
