@@ -22,6 +22,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 
 MAX_LEVELS = 8
 BYTES = "bytes"  # the tokenizer of stub levels
@@ -72,35 +73,71 @@ Window = Annotated[int, Field(ge=1, le=64)]
 
 
 class Spec(BaseModel):
-    """What all parts of the file share: no unknown fields, no coercion, no change afterwards."""
+    """What all parts of the file share: no unknown fields, no coercion, no change afterwards.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    The operator's Kubernetes types are of these too: there (by_alias=True) fields are in camelCase, and a field's
+    docstring is its description.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        alias_generator=to_camel,
+        validate_by_alias=False,
+        validate_by_name=True,
+    )
 
 
-class LevelSpec(Spec):
-    """One level. What is left out is the level's own default."""
+class LevelSettings(Spec):
+    """What a level is, wherever it runs. What is left out is the level's own default."""
 
     name: Name
+    """The level's name: what chains, windows and weights call it."""
     engine: Literal["torch", "ngram", "stub"] = "torch"
-    address: Annotated[str, AfterValidator(_address)] | None = None  # gRPC, host:port
-    model: Annotated[str, StringConstraints(min_length=1)] | None = None  # directory or Hugging Face repository id
+    """What draws the tokens: a model (torch), prompt lookup (ngram), or a synthetic language for trials (stub)."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    quantization: Literal["none", "int8", "int4"] | None = None  # of the weights
+    """What the model computes in (torch)."""
+    quantization: Literal["none", "int8", "int4"] | None = None
+    """Of the weights (torch)."""
     device: Annotated[str, StringConstraints(pattern=r"^(cpu|cuda:\d{1,3})$")] | None = None
+    """cpu, or cuda:N (torch)."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads (torch)."""
     exactness: Literal["shape", "bitwise"] | None = None
-    max_length: Annotated[int, Field(ge=2, le=1_048_576)] | None = None  # tokens of one sequence
-    slots: Annotated[int, Field(ge=1, le=4096)] | None = None  # sequences held at once
-    weight: Annotated[float, Field(ge=0, le=100)] = 100.0  # 100 = free to use, 0 = not used; divides the level's speed
-    agreement: Annotated[float, Field(ge=0, le=1)] | None = None  # with the target's language; 1 is the target
-    step_ms: Annotated[str, AfterValidator(_curve)] | None = None  # step-time curve, "rows:milliseconds,..."
+    """What two runs of a text share (torch): bitwise, or as far as their steps have the same shape."""
+    max_length: Annotated[int, Field(ge=2, le=1_048_576)] | None = None
+    """Tokens of one sequence at most, prompt included."""
+    slots: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Sequences held at once."""
+    weight: Annotated[float, Field(ge=0, le=100)] = 100.0
+    """100 = free to use, 0 = not used; it divides the level's speed when chains are compared."""
+    agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of draws equal to those of the target's language (stub); 1 is the target."""
+    step_ms: Annotated[str, AfterValidator(_curve)] | None = None
+    """Cost of a step as a curve "rows:milliseconds,..." (stub)."""
 
     @model_validator(mode="after")
     def _fits_engine(self) -> Self:
         for engine, fields in ENGINE_FIELDS.items():
             for name in sorted(fields - ENGINE_FIELDS[self.engine]):
-                if getattr(self, name) is not None:
+                if getattr(self, name, None) is not None:
                     raise ValueError(f"{name}: is for engine {engine}, but this level's engine is {self.engine}")
+        return self
+
+
+class LevelSpec(LevelSettings):
+    """One level of a family file: what it is, and where."""
+
+    address: Annotated[str, AfterValidator(_address)] | None = None
+    """gRPC, host:port."""
+    model: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """Directory of the weights, or a Hugging Face repository (torch)."""
+
+    @model_validator(mode="after")
+    def _has_model(self) -> Self:
         if self.engine == "torch" and self.model is None:
             raise ValueError("model: required for engine torch")
         return self
@@ -114,9 +151,13 @@ class ChainSpec(Spec):
     """
 
     policy: Literal["adaptive", "fixed"] = "adaptive"
-    mode: Literal["auto", "overlapped", "lockstep"] = "auto"  # auto: either; with the fixed policy, overlapped
+    """adaptive: the router chooses by what it measures; fixed: always all levels."""
+    mode: Literal["auto", "overlapped", "lockstep"] = "auto"
+    """Whether levels work at once (overlapped) or one at a time; auto: either, with the fixed policy overlapped."""
     windows: dict[str, Window] = Field(default_factory=dict)
+    """Level -> tokens: drawn per call by the lowest level, proposals taken by the others."""
     lookahead: Annotated[int, Field(ge=1, le=256)] = LOOKAHEAD
+    """Tokens the lowest level may run ahead of the committed text; adaptive: at most, 64 unless given."""
 
     @model_validator(mode="before")
     @classmethod
