@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from specrouter.v1 import level_pb2 as specrouter_dot_v1_dot_level__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aspecrouter/v1/router.proto\x12\rspecrouter.v1\x1a\x19specrouter/v1/level.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\":\n\nChatPrompt\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.specrouter.v1.ChatMessage\"\x1a\n\x0bTokenPrompt\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x80\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.specrouter.v1.ChatPromptH\x00\x12,\n\x06tokens\x18\x04 \x01(\x0b\x32\x1a.specrouter.v1.TokenPromptH\x00\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12)\n\x08sampling\x18\x06 \x01(\x0b\x32\x17.specrouter.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\r\n\x05\x63hain\x18\x08 \x03(\t\x12\x0e\n\x06report\x18\t \x01(\x08\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12!\n\x04mode\x18\x0b \x01(\x0e\x32\x13.specrouter.v1.Mode\x12\x0f\n\x07windows\x18\x0c \x03(\r\x12\x11\n\tlookahead\x18\r \x01(\r\x12\r\n\x05least\x18\x0e \x03(\r\x12\x15\n\rtraffic_class\x18\x0f \x01(\tB\x08\n\x06prompt\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\x96\x01\n\x0bLevelReport\x12\r\n\x05level\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\r\x12\r\n\x05\x64rawn\x18\x03 \x01(\r\x12\x0f\n\x07offered\x18\x04 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\r\x12\x11\n\tcommitted\x18\x06 \x01(\r\x12\x12\n\ncompute_us\x18\x07 \x01(\x04\x12\x10\n\x08queue_us\x18\x08 \x01(\x04\"u\n\x0b\x43hainReport\x12\x0e\n\x06levels\x18\x01 \x03(\t\x12!\n\x04mode\x18\x02 \x01(\x0e\x32\x13.specrouter.v1.Mode\x12\x0e\n\x06rounds\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x13\n\x0b\x64uration_us\x18\x05 \x01(\x04\"\x90\x01\n\x06Report\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12*\n\x06levels\x18\x02 \x03(\x0b\x32\x1a.specrouter.v1.LevelReport\x12\x0c\n\x04lost\x18\x03 \x03(\t\x12*\n\x06\x63hains\x18\x04 \x03(\x0b\x32\x1a.specrouter.v1.ChainReport\x12\x10\n\x08switches\x18\x05 \x01(\r\"\xe4\x01\n\x10GenerateResponse\x12\x10\n\x08sequence\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0f\n\x07origins\x18\x05 \x03(\r\x12%\n\x06\x66inish\x18\x06 \x01(\x0e\x32\x15.specrouter.v1.Finish\x12#\n\x05usage\x18\x07 \x01(\x0b\x32\x14.specrouter.v1.Usage\x12%\n\x06report\x18\x08 \x01(\x0b\x32\x15.specrouter.v1.Report\x12\x0c\n\x04seed\x18\t \x01(\x04\"!\n\rCancelRequest\x12\x10\n\x08sequence\x18\x01 \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"1\n\rAttachRequest\x12\x10\n\x08sequence\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\r\"@\n\x0e\x41ttachResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1f.specrouter.v1.GenerateResponse*D\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODE_OVERLAPPED\x10\x01\x12\x11\n\rMODE_LOCKSTEP\x10\x02*Z\n\x06\x46inish\x12\x16\n\x12\x46INISH_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46INISH_STOP\x10\x01\x12\x11\n\rFINISH_LENGTH\x10\x02\x12\x14\n\x10\x46INISH_CANCELLED\x10\x03\x32\xee\x01\n\rRouterService\x12M\n\x08Generate\x12\x1e.specrouter.v1.GenerateRequest\x1a\x1f.specrouter.v1.GenerateResponse0\x01\x12\x45\n\x06\x43\x61ncel\x12\x1c.specrouter.v1.CancelRequest\x1a\x1d.specrouter.v1.CancelResponse\x12G\n\x06\x41ttach\x12\x1c.specrouter.v1.AttachRequest\x1a\x1d.specrouter.v1.AttachResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aspecrouter/v1/router.proto\x12\rspecrouter.v1\x1a\x19specrouter/v1/level.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\":\n\nChatPrompt\x12,\n\x08messages\x18\x01 \x03(\x0b\x32\x1a.specrouter.v1.ChatMessage\"\x1a\n\x0bTokenPrompt\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x92\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12)\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x19.specrouter.v1.ChatPromptH\x00\x12,\n\x06tokens\x18\x04 \x01(\x0b\x32\x1a.specrouter.v1.TokenPromptH\x00\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12)\n\x08sampling\x18\x06 \x01(\x0b\x32\x17.specrouter.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\r\n\x05\x63hain\x18\x08 \x03(\t\x12\x0e\n\x06report\x18\t \x01(\x08\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12!\n\x04mode\x18\x0b \x01(\x0e\x32\x13.specrouter.v1.Mode\x12\x0f\n\x07windows\x18\x0c \x03(\r\x12\x11\n\tlookahead\x18\r \x01(\r\x12\r\n\x05least\x18\x0e \x03(\r\x12\x15\n\rtraffic_class\x18\x0f \x01(\t\x12\x10\n\x08sequence\x18\x10 \x01(\tB\x08\n\x06prompt\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"\x96\x01\n\x0bLevelReport\x12\r\n\x05level\x18\x01 \x01(\t\x12\r\n\x05\x63\x61lls\x18\x02 \x01(\r\x12\r\n\x05\x64rawn\x18\x03 \x01(\r\x12\x0f\n\x07offered\x18\x04 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x05 \x01(\r\x12\x11\n\tcommitted\x18\x06 \x01(\r\x12\x12\n\ncompute_us\x18\x07 \x01(\x04\x12\x10\n\x08queue_us\x18\x08 \x01(\x04\"u\n\x0b\x43hainReport\x12\x0e\n\x06levels\x18\x01 \x03(\t\x12!\n\x04mode\x18\x02 \x01(\x0e\x32\x13.specrouter.v1.Mode\x12\x0e\n\x06rounds\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\x13\n\x0b\x64uration_us\x18\x05 \x01(\x04\"\x90\x01\n\x06Report\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12*\n\x06levels\x18\x02 \x03(\x0b\x32\x1a.specrouter.v1.LevelReport\x12\x0c\n\x04lost\x18\x03 \x03(\t\x12*\n\x06\x63hains\x18\x04 \x03(\x0b\x32\x1a.specrouter.v1.ChainReport\x12\x10\n\x08switches\x18\x05 \x01(\r\"\xe4\x01\n\x10GenerateResponse\x12\x10\n\x08sequence\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0f\n\x07origins\x18\x05 \x03(\r\x12%\n\x06\x66inish\x18\x06 \x01(\x0e\x32\x15.specrouter.v1.Finish\x12#\n\x05usage\x18\x07 \x01(\x0b\x32\x14.specrouter.v1.Usage\x12%\n\x06report\x18\x08 \x01(\x0b\x32\x15.specrouter.v1.Report\x12\x0c\n\x04seed\x18\t \x01(\x04\"!\n\rCancelRequest\x12\x10\n\x08sequence\x18\x01 \x01(\t\"#\n\x0e\x43\x61ncelResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"1\n\rAttachRequest\x12\x10\n\x08sequence\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\r\"@\n\x0e\x41ttachResponse\x12.\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x1f.specrouter.v1.GenerateResponse*D\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x13\n\x0fMODE_OVERLAPPED\x10\x01\x12\x11\n\rMODE_LOCKSTEP\x10\x02*Z\n\x06\x46inish\x12\x16\n\x12\x46INISH_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46INISH_STOP\x10\x01\x12\x11\n\rFINISH_LENGTH\x10\x02\x12\x14\n\x10\x46INISH_CANCELLED\x10\x03\x32\xee\x01\n\rRouterService\x12M\n\x08Generate\x12\x1e.specrouter.v1.GenerateRequest\x1a\x1f.specrouter.v1.GenerateResponse0\x01\x12\x45\n\x06\x43\x61ncel\x12\x1c.specrouter.v1.CancelRequest\x1a\x1d.specrouter.v1.CancelResponse\x12G\n\x06\x41ttach\x12\x1c.specrouter.v1.AttachRequest\x1a\x1d.specrouter.v1.AttachResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'specrouter.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODE']._serialized_start=1491
-  _globals['_MODE']._serialized_end=1559
-  _globals['_FINISH']._serialized_start=1561
-  _globals['_FINISH']._serialized_end=1651
+  _globals['_MODE']._serialized_start=1509
+  _globals['_MODE']._serialized_end=1577
+  _globals['_FINISH']._serialized_start=1579
+  _globals['_FINISH']._serialized_end=1669
   _globals['_CHATMESSAGE']._serialized_start=72
   _globals['_CHATMESSAGE']._serialized_end=116
   _globals['_CHATPROMPT']._serialized_start=118
@@ -43,25 +43,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENPROMPT']._serialized_start=178
   _globals['_TOKENPROMPT']._serialized_end=204
   _globals['_GENERATEREQUEST']._serialized_start=207
-  _globals['_GENERATEREQUEST']._serialized_end=591
-  _globals['_USAGE']._serialized_start=593
-  _globals['_USAGE']._serialized_end=650
-  _globals['_LEVELREPORT']._serialized_start=653
-  _globals['_LEVELREPORT']._serialized_end=803
-  _globals['_CHAINREPORT']._serialized_start=805
-  _globals['_CHAINREPORT']._serialized_end=922
-  _globals['_REPORT']._serialized_start=925
-  _globals['_REPORT']._serialized_end=1069
-  _globals['_GENERATERESPONSE']._serialized_start=1072
-  _globals['_GENERATERESPONSE']._serialized_end=1300
-  _globals['_CANCELREQUEST']._serialized_start=1302
-  _globals['_CANCELREQUEST']._serialized_end=1335
-  _globals['_CANCELRESPONSE']._serialized_start=1337
-  _globals['_CANCELRESPONSE']._serialized_end=1372
-  _globals['_ATTACHREQUEST']._serialized_start=1374
-  _globals['_ATTACHREQUEST']._serialized_end=1423
-  _globals['_ATTACHRESPONSE']._serialized_start=1425
-  _globals['_ATTACHRESPONSE']._serialized_end=1489
-  _globals['_ROUTERSERVICE']._serialized_start=1654
-  _globals['_ROUTERSERVICE']._serialized_end=1892
+  _globals['_GENERATEREQUEST']._serialized_end=609
+  _globals['_USAGE']._serialized_start=611
+  _globals['_USAGE']._serialized_end=668
+  _globals['_LEVELREPORT']._serialized_start=671
+  _globals['_LEVELREPORT']._serialized_end=821
+  _globals['_CHAINREPORT']._serialized_start=823
+  _globals['_CHAINREPORT']._serialized_end=940
+  _globals['_REPORT']._serialized_start=943
+  _globals['_REPORT']._serialized_end=1087
+  _globals['_GENERATERESPONSE']._serialized_start=1090
+  _globals['_GENERATERESPONSE']._serialized_end=1318
+  _globals['_CANCELREQUEST']._serialized_start=1320
+  _globals['_CANCELREQUEST']._serialized_end=1353
+  _globals['_CANCELRESPONSE']._serialized_start=1355
+  _globals['_CANCELRESPONSE']._serialized_end=1390
+  _globals['_ATTACHREQUEST']._serialized_start=1392
+  _globals['_ATTACHREQUEST']._serialized_end=1441
+  _globals['_ATTACHRESPONSE']._serialized_start=1443
+  _globals['_ATTACHRESPONSE']._serialized_end=1507
+  _globals['_ROUTERSERVICE']._serialized_start=1672
+  _globals['_ROUTERSERVICE']._serialized_end=1910
 # @@protoc_insertion_point(module_scope)

@@ -165,6 +165,7 @@ class GenerateRequest(_message.Message):
     LOOKAHEAD_FIELD_NUMBER: _builtins.int
     LEAST_FIELD_NUMBER: _builtins.int
     TRAFFIC_CLASS_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The family's name."""
     text: _builtins.str
@@ -181,6 +182,11 @@ class GenerateRequest(_message.Message):
     """With `windows`: tokens that a level may run ahead of the committed text, 1 to 256; 0 = twice the target's window."""
     traffic_class: _builtins.str
     """A class of requests whose texts are alike, at most 40 characters; "" = none."""
+    sequence: _builtins.str
+    """A name for the sequence, 1 to 64 of A-Z a-z 0-9 . _ : -; "" = the router makes one up. When there is a sequence of
+    this name already, from the same request, the call attaches to it from its first token on: so a request whose
+    answer got lost can be repeated. From another request: ALREADY_EXISTS.
+    """
     @_builtins.property
     def chat(self) -> Global___ChatPrompt:
         """A conversation."""
@@ -229,10 +235,11 @@ class GenerateRequest(_message.Message):
         lookahead: _builtins.int = ...,
         least: _abc.Iterable[_builtins.int] | None = ...,
         traffic_class: _builtins.str = ...,
+        sequence: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "prompt", b"prompt", "sampling", b"sampling", "text", b"text", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chat", b"chat", "ignore_eos", b"ignore_eos", "least", b"least", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "mode", b"mode", "model", b"model", "prompt", b"prompt", "report", b"report", "sampling", b"sampling", "stop", b"stop", "text", b"text", "tokens", b"tokens", "traffic_class", b"traffic_class", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "chat", b"chat", "ignore_eos", b"ignore_eos", "least", b"least", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "mode", b"mode", "model", b"model", "prompt", b"prompt", "report", b"report", "sampling", b"sampling", "sequence", b"sequence", "stop", b"stop", "text", b"text", "tokens", b"tokens", "traffic_class", b"traffic_class", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "chat", "tokens"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015

@@ -26,7 +26,10 @@ if _version_not_supported:
 
 
 class RouterServiceStub:
-    """Any router of the mesh.
+    """Any router of the mesh. Streams begin with the metadata `specrouter-sequence` (its name) and `specrouter-protected`
+    (false: Redis is lost, the sequence can't be taken up elsewhere). A stream that breaks off can be followed on with
+    Attach, at any router; where the router itself ends it, the trailing metadata `specrouter-code` says why: `moved`
+    (the router is being drained; UNAVAILABLE), `taken_over` (another router owns the sequence now; ABORTED).
     """
 
     def __init__(self, channel):
@@ -53,25 +56,29 @@ class RouterServiceStub:
 
 
 class RouterServiceServicer:
-    """Any router of the mesh.
+    """Any router of the mesh. Streams begin with the metadata `specrouter-sequence` (its name) and `specrouter-protected`
+    (false: Redis is lost, the sequence can't be taken up elsewhere). A stream that breaks off can be followed on with
+    Attach, at any router; where the router itself ends it, the trailing metadata `specrouter-code` says why: `moved`
+    (the router is being drained; UNAVAILABLE), `taken_over` (another router owns the sequence now; ABORTED).
     """
 
     def Generate(self, request, context):
-        """Generates one text. The stream's last message has `finish` set.
+        """Generates one text. The stream's last message has `finish` set. When its client goes, the sequence stops, and can
+        be attached to for an hour.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Ends a sequence wherever it runs.
+        """Ends a sequence, whichever router runs it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Attach(self, request, context):
-        """Follows a sequence that exists already, from a token on.
+        """Follows a sequence that exists already, from a token on. One that no router runs any more is taken up.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +111,10 @@ def add_RouterServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RouterService:
-    """Any router of the mesh.
+    """Any router of the mesh. Streams begin with the metadata `specrouter-sequence` (its name) and `specrouter-protected`
+    (false: Redis is lost, the sequence can't be taken up elsewhere). A stream that breaks off can be followed on with
+    Attach, at any router; where the router itself ends it, the trailing metadata `specrouter-code` says why: `moved`
+    (the router is being drained; UNAVAILABLE), `taken_over` (another router owns the sequence now; ABORTED).
     """
 
     @staticmethod

@@ -27,33 +27,49 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RouterServiceStub:
-    """Any router of the mesh."""
+    """Any router of the mesh. Streams begin with the metadata `specrouter-sequence` (its name) and `specrouter-protected`
+    (false: Redis is lost, the sequence can't be taken up elsewhere). A stream that breaks off can be followed on with
+    Attach, at any router; where the router itself ends it, the trailing metadata `specrouter-code` says why: `moved`
+    (the router is being drained; UNAVAILABLE), `taken_over` (another router owns the sequence now; ABORTED).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RouterServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_router_pb2.GenerateRequest, _router_pb2.GenerateResponse]
-    """Generates one text. The stream's last message has `finish` set."""
+    """Generates one text. The stream's last message has `finish` set. When its client goes, the sequence stops, and can
+    be attached to for an hour.
+    """
     Cancel: _grpc.UnaryUnaryMultiCallable[_router_pb2.CancelRequest, _router_pb2.CancelResponse]
-    """Ends a sequence wherever it runs."""
+    """Ends a sequence, whichever router runs it."""
     Attach: _grpc.UnaryStreamMultiCallable[_router_pb2.AttachRequest, _router_pb2.AttachResponse]
-    """Follows a sequence that exists already, from a token on."""
+    """Follows a sequence that exists already, from a token on. One that no router runs any more is taken up."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
-    """Any router of the mesh."""
+    """Any router of the mesh. Streams begin with the metadata `specrouter-sequence` (its name) and `specrouter-protected`
+    (false: Redis is lost, the sequence can't be taken up elsewhere). A stream that breaks off can be followed on with
+    Attach, at any router; where the router itself ends it, the trailing metadata `specrouter-code` says why: `moved`
+    (the router is being drained; UNAVAILABLE), `taken_over` (another router owns the sequence now; ABORTED).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_router_pb2.GenerateRequest, _router_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Generates one text. The stream's last message has `finish` set."""
+    """Generates one text. The stream's last message has `finish` set. When its client goes, the sequence stops, and can
+    be attached to for an hour.
+    """
     Cancel: _aio.UnaryUnaryMultiCallable[_router_pb2.CancelRequest, _router_pb2.CancelResponse]  # type: ignore[assignment]
-    """Ends a sequence wherever it runs."""
+    """Ends a sequence, whichever router runs it."""
     Attach: _aio.UnaryStreamMultiCallable[_router_pb2.AttachRequest, _router_pb2.AttachResponse]  # type: ignore[assignment]
-    """Follows a sequence that exists already, from a token on."""
+    """Follows a sequence that exists already, from a token on. One that no router runs any more is taken up."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Any router of the mesh."""
+    """Any router of the mesh. Streams begin with the metadata `specrouter-sequence` (its name) and `specrouter-protected`
+    (false: Redis is lost, the sequence can't be taken up elsewhere). A stream that breaks off can be followed on with
+    Attach, at any router; where the router itself ends it, the trailing metadata `specrouter-code` says why: `moved`
+    (the router is being drained; UNAVAILABLE), `taken_over` (another router owns the sequence now; ABORTED).
+    """
 
     @_abc_1.abstractmethod
     def Generate(
@@ -61,7 +77,9 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_router_pb2.GenerateResponse], _abc.AsyncIterator[_router_pb2.GenerateResponse]]:
-        """Generates one text. The stream's last message has `finish` set."""
+        """Generates one text. The stream's last message has `finish` set. When its client goes, the sequence stops, and can
+        be attached to for an hour.
+        """
 
     @_abc_1.abstractmethod
     def Cancel(
@@ -69,7 +87,7 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.CancelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.CancelResponse, _abc.Awaitable[_router_pb2.CancelResponse]]:
-        """Ends a sequence wherever it runs."""
+        """Ends a sequence, whichever router runs it."""
 
     @_abc_1.abstractmethod
     def Attach(
@@ -77,6 +95,6 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.AttachRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_router_pb2.AttachResponse], _abc.AsyncIterator[_router_pb2.AttachResponse]]:
-        """Follows a sequence that exists already, from a token on."""
+        """Follows a sequence that exists already, from a token on. One that no router runs any more is taken up."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,15 +26,19 @@ from specrouter.v1 import level_pb2 as specrouter_dot_v1_dot_level__pb2
 from specrouter.v1 import router_pb2 as specrouter_dot_v1_dot_router__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19specrouter/v1/state.proto\x12\rspecrouter.v1\x1a\x19specrouter/v1/level.proto\x1a\x1aspecrouter/v1/router.proto\"\xb3\x01\n\x0cSequenceSpec\x12\x10\n\x08sequence\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x03(\r\x12-\n\x06params\x18\x04 \x01(\x0b\x32\x1d.specrouter.v1.SequenceParams\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\r\n\x05\x63hain\x18\x07 \x03(\t\x12\x12\n\ncreated_ms\x18\x08 \x01(\x04\"\x90\x01\n\x0eSequenceRecord\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.specrouter.v1.SequenceSpec\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12%\n\x06\x66inish\x18\x05 \x01(\x0e\x32\x15.specrouter.v1.Finishb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19specrouter/v1/state.proto\x12\rspecrouter.v1\x1a\x19specrouter/v1/level.proto\x1a\x1aspecrouter/v1/router.proto\"\xeb\x02\n\x0cSequenceSpec\x12\x10\n\x08sequence\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x03(\r\x12-\n\x06params\x18\x04 \x01(\x0b\x32\x1d.specrouter.v1.SequenceParams\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\r\n\x05\x63hain\x18\x07 \x03(\t\x12\x12\n\ncreated_ms\x18\x08 \x01(\x04\x12\x0f\n\x07windows\x18\t \x03(\r\x12!\n\x04mode\x18\n \x01(\x0e\x32\x13.specrouter.v1.Mode\x12\x11\n\tlookahead\x18\x0b \x01(\r\x12\r\n\x05least\x18\x0c \x03(\r\x12\x15\n\rtraffic_class\x18\r \x01(\t\x12\x31\n\x0cpresentation\x18\x0e \x01(\x0b\x32\x1b.specrouter.v1.Presentation\x12\x16\n\x0erequest_digest\x18\x0f \x01(\x0c\"Z\n\x0cPresentation\x12+\n\tinterface\x18\x01 \x01(\x0e\x32\x18.specrouter.v1.Interface\x12\x0e\n\x06report\x18\x02 \x01(\x08\x12\r\n\x05usage\x18\x03 \x01(\x08\"\x9f\x01\n\x0eSequenceRecord\x12)\n\x04spec\x18\x01 \x01(\x0b\x32\x1b.specrouter.v1.SequenceSpec\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12%\n\x06\x66inish\x18\x05 \x01(\x0e\x32\x15.specrouter.v1.Finish\x12\r\n\x05owner\x18\x06 \x01(\t*T\n\tInterface\x12\x19\n\x15INTERFACE_UNSPECIFIED\x10\x00\x12\x18\n\x14INTERFACE_COMPLETION\x10\x01\x12\x12\n\x0eINTERFACE_CHAT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'specrouter.v1.state_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_INTERFACE']._serialized_start=719
+  _globals['_INTERFACE']._serialized_end=803
   _globals['_SEQUENCESPEC']._serialized_start=100
-  _globals['_SEQUENCESPEC']._serialized_end=279
-  _globals['_SEQUENCERECORD']._serialized_start=282
-  _globals['_SEQUENCERECORD']._serialized_end=426
+  _globals['_SEQUENCESPEC']._serialized_end=463
+  _globals['_PRESENTATION']._serialized_start=465
+  _globals['_PRESENTATION']._serialized_end=555
+  _globals['_SEQUENCERECORD']._serialized_start=558
+  _globals['_SEQUENCERECORD']._serialized_end=717
 # @@protoc_insertion_point(module_scope)

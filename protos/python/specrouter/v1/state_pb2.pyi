@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from specrouter.v1 import level_pb2 as _level_pb2
 from specrouter.v1 import router_pb2 as _router_pb2
 import builtins as _builtins
@@ -19,6 +20,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Interface:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InterfaceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Interface.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INTERFACE_UNSPECIFIED: _Interface.ValueType  # 0
+    """gRPC."""
+    INTERFACE_COMPLETION: _Interface.ValueType  # 1
+    """/v1/completions."""
+    INTERFACE_CHAT: _Interface.ValueType  # 2
+    """/v1/chat/completions."""
+
+class Interface(_Interface, metaclass=_InterfaceEnumTypeWrapper):
+    """Which interface a request came by."""
+
+INTERFACE_UNSPECIFIED: Interface.ValueType  # 0
+"""gRPC."""
+INTERFACE_COMPLETION: Interface.ValueType  # 1
+"""/v1/completions."""
+INTERFACE_CHAT: Interface.ValueType  # 2
+"""/v1/chat/completions."""
+Global___Interface: _TypeAlias = Interface  # noqa: Y015
 
 @_typing.final
 class SequenceSpec(_message.Message):
@@ -36,6 +61,13 @@ class SequenceSpec(_message.Message):
     STOP_FIELD_NUMBER: _builtins.int
     CHAIN_FIELD_NUMBER: _builtins.int
     CREATED_MS_FIELD_NUMBER: _builtins.int
+    WINDOWS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    LOOKAHEAD_FIELD_NUMBER: _builtins.int
+    LEAST_FIELD_NUMBER: _builtins.int
+    TRAFFIC_CLASS_FIELD_NUMBER: _builtins.int
+    PRESENTATION_FIELD_NUMBER: _builtins.int
+    REQUEST_DIGEST_FIELD_NUMBER: _builtins.int
     sequence: _builtins.str
     """The sequence, 1 to 64 bytes."""
     model: _builtins.str
@@ -44,6 +76,14 @@ class SequenceSpec(_message.Message):
     """Tokens to generate at most."""
     created_ms: _builtins.int
     """Milliseconds since 1970 of the request."""
+    mode: _router_pb2.Mode.ValueType
+    """Whether levels were asked to overlap."""
+    lookahead: _builtins.int
+    """The lookahead asked for, 0 = none."""
+    traffic_class: _builtins.str
+    """The class of requests it belongs to."""
+    request_digest: _builtins.bytes
+    """With a name that the client chose: digest of the request, by which a repeat of it is known."""
     @_builtins.property
     def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids of the prompt."""
@@ -60,6 +100,18 @@ class SequenceSpec(_message.Message):
     def chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The chain asked for, if any."""
 
+    @_builtins.property
+    def windows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The windows asked for, if any."""
+
+    @_builtins.property
+    def least(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The least proposals asked for, if any."""
+
+    @_builtins.property
+    def presentation(self) -> Global___Presentation:
+        """How its answer looks."""
+
     def __init__(
         self,
         *,
@@ -71,14 +123,51 @@ class SequenceSpec(_message.Message):
         stop: _abc.Iterable[_builtins.str] | None = ...,
         chain: _abc.Iterable[_builtins.str] | None = ...,
         created_ms: _builtins.int = ...,
+        windows: _abc.Iterable[_builtins.int] | None = ...,
+        mode: _router_pb2.Mode.ValueType = ...,
+        lookahead: _builtins.int = ...,
+        least: _abc.Iterable[_builtins.int] | None = ...,
+        traffic_class: _builtins.str = ...,
+        presentation: Global___Presentation | None = ...,
+        request_digest: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params", "presentation", b"presentation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "created_ms", b"created_ms", "max_tokens", b"max_tokens", "model", b"model", "params", b"params", "prompt", b"prompt", "sequence", b"sequence", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "created_ms", b"created_ms", "least", b"least", "lookahead", b"lookahead", "max_tokens", b"max_tokens", "mode", b"mode", "model", b"model", "params", b"params", "presentation", b"presentation", "prompt", b"prompt", "request_digest", b"request_digest", "sequence", b"sequence", "stop", b"stop", "traffic_class", b"traffic_class", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SequenceSpec: _TypeAlias = SequenceSpec  # noqa: Y015
+
+@_typing.final
+class Presentation(_message.Message):
+    """How a client wants the answer, so that what it gets after a re-attachment looks the same."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERFACE_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    interface: Global___Interface.ValueType
+    """Which interface it was asked by."""
+    report: _builtins.bool
+    """Whether the account is wanted."""
+    usage: _builtins.bool
+    """Whether a stream ends with the usage."""
+    def __init__(
+        self,
+        *,
+        interface: Global___Interface.ValueType = ...,
+        report: _builtins.bool = ...,
+        usage: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["interface", b"interface", "report", b"report", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Presentation: _TypeAlias = Presentation  # noqa: Y015
 
 @_typing.final
 class SequenceRecord(_message.Message):
@@ -91,12 +180,15 @@ class SequenceRecord(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Counts the owners."""
     round: _builtins.int
     """Counts the commits."""
     finish: _router_pb2.Finish.ValueType
     """Set when the sequence has ended."""
+    owner: _builtins.str
+    """The router that runs it; "" = free to be taken up by any."""
     @_builtins.property
     def spec(self) -> Global___SequenceSpec:
         """The fixed part."""
@@ -113,10 +205,11 @@ class SequenceRecord(_message.Message):
         round: _builtins.int = ...,
         tokens: _abc.Iterable[_builtins.int] | None = ...,
         finish: _router_pb2.Finish.ValueType = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "finish", b"finish", "round", b"round", "spec", b"spec", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "finish", b"finish", "owner", b"owner", "round", b"round", "spec", b"spec", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
