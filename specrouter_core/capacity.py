@@ -120,6 +120,13 @@ def priced(
     return _Search(chain, load, hop, modes).priced([replicas[offer.name] for offer in chain])
 
 
+def pricer(
+    chain: Sequence[Offer], load: Load, *, hop: float = 0.0003, modes: Sequence[bool] = (True,)
+) -> Callable[[Sequence[int]], Advice]:
+    """What replicas of a chain (lowest first, the target last) do under a load; what it finds out once, it keeps."""
+    return _Search(chain, load, hop, modes).priced
+
+
 def cheaper(chain: Sequence[Offer], replicas: Sequence[int]) -> list[tuple[int, ...]]:
     """Replicas that cost less by one exchange: one fewer of a level, up to three more of another. Cheapest first."""
     prices = [offer.price * offer.gpus for offer in chain]
