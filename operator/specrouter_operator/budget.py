@@ -1,0 +1,153 @@
+"""How many replicas of each level, when GPUs are limited: where they cut most time per token. Pure.
+
+The search's oracle is ``specrouter_core.capacity`` (tested against the simulator), fed with measured step curves,
+agreement and load. For each chain of the levels: begin with the fewest replicas, add them one at a time where the
+time per token falls most for a GPU, and stop when the objective is kept, the GPUs are spent, or nothing gains
+``WORTH``. Of the chains: the cheapest that keeps the objective, without one (or when none does) the fastest. Levels
+outside the chosen chain get their least: 0 where the policy allows it, so a level that does not pay is switched off,
+and comes back when it pays.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from specrouter_core.capacity import STUCK, Advice, Load, Offer, pricer
+
+WORTH = 0.02  # least share of the time per token that one more GPU must cut
+KEEP = 0.05  # a chain that is in use stays unless another is better by this share
+
+Price = Callable[[Sequence[int]], Advice]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of one level's replicas."""
+
+    least: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """The replicas of every level, and what they are predicted to do."""
+
+    replicas: dict[str, int]
+    chain: tuple[str, ...]
+    per_token: float  # predicted seconds
+    gpus: int
+    keeps: bool  # the objective and the bound of utilisation
+    reason: str
+
+
+def spend(
+    offers: Sequence[Offer],
+    bounds: Mapping[str, Bounds],
+    load: Load,
+    *,
+    gpus: int | None = None,
+    used: Sequence[str] = (),
+    hop: float = 0.0003,
+) -> Spent:
+    """The best use of at most ``gpus`` GPUs (None: the bounds only). ``used``: the levels that have replicas now.
+
+    ``offers``: lowest first, the target last. Raises ValueError when the least replicas of all levels need more.
+    """
+    floor = sum(offer.gpus * _least(offers, bounds, offer) for offer in offers)
+    if gpus is not None and floor > gpus:
+        raise ValueError(f"gpus: the least replicas of all levels need {floor}, got {gpus}")
+    room = math.inf if gpus is None else gpus - floor
+    found: list[Spent] = []
+    for count in range(len(offers)):
+        for below in itertools.combinations(offers[:-1], count):
+            chain = [*below, offers[-1]]
+            if all(bounds[offer.name].most > 0 for offer in chain):
+                spent = _chain(offers, chain, bounds, load, room, hop)
+                found += [spent] if spent is not None else []
+    return min(found, key=lambda spent: _rank(spent, load, used))  # the target alone is always among them
+
+
+def fit(wanted: Mapping[str, int], planned: Mapping[str, int], cost: Mapping[str, int], gpus: int) -> dict[str, int]:
+    """``wanted`` replicas cut to ``gpus`` GPUs: the level that has most beyond its plan gives first, then any."""
+    fitted = dict(wanted)
+    while sum(cost[name] * count for name, count in fitted.items()) > gpus:
+        above = {n: c - planned.get(n, 1) for n, c in fitted.items() if cost[n] and c > min(planned.get(n, 1), 1)}
+        if not above:
+            break
+        fitted[max(above, key=lambda name: above[name])] -= 1
+    return fitted
+
+
+def _least(offers: Sequence[Offer], bounds: Mapping[str, Bounds], offer: Offer) -> int:
+    return max(bounds[offer.name].least, 1 if offer is offers[-1] else 0)
+
+
+def _rank(spent: Spent, load: Load, used: Sequence[str]) -> tuple[bool, float, float]:
+    stay = 1.0 if {*spent.chain} == {*used} else 1.0 + KEEP
+    if spent.keeps and load.per_token is not None:
+        return False, spent.gpus * stay, spent.per_token * stay
+    return not spent.keeps, spent.per_token * stay, float(spent.gpus)
+
+
+def _chain(
+    offers: Sequence[Offer],
+    chain: Sequence[Offer],
+    bounds: Mapping[str, Bounds],
+    load: Load,
+    room: float,
+    hop: float,
+) -> Spent | None:
+    """The best replicas of one chain, with ``room`` GPUs beyond everybody's least; None when it does not fit."""
+    least = [_least(offers, bounds, offer) for offer in chain]
+    replicas = [max(1, count) for count in least]
+    room -= sum(offer.gpus * (r - low) for offer, r, low in zip(chain, replicas, least, strict=True))
+    if room < 0:
+        return None
+    price = pricer(chain, load, hop=hop)
+    now = price(replicas)
+    while not (now.keeps and load.per_token is not None):
+        better = _cheapest_gain(chain, bounds, replicas, now, price, room)
+        if better is None:
+            break
+        i, now = better
+        replicas[i] += 1
+        room -= chain[i].gpus
+    full = {offer.name: _least(offers, bounds, offer) for offer in offers}
+    full.update({offer.name: r for offer, r in zip(chain, replicas, strict=True)})
+    spent = sum(offer.gpus * full[offer.name] for offer in offers)
+    names = tuple(offer.name for offer in chain)
+    what = "+".join(names)
+    reason = f"{what} at {1000 * now.per_token:.1f} ms a token" if now.per_token < STUCK else f"{what} does not keep up"
+    return Spent(full, names, now.per_token, spent, now.keeps, reason)
+
+
+def _cheapest_gain(
+    chain: Sequence[Offer],
+    bounds: Mapping[str, Bounds],
+    replicas: list[int],
+    now: Advice,
+    price: Price,
+    room: float,
+) -> tuple[int, Advice] | None:
+    """The level whose next replica gains most for its GPUs, and what it then is; None when none is worth it."""
+    best: tuple[float, int, Advice] | None = None
+    for i, offer in enumerate(chain):
+        if replicas[i] >= bounds[offer.name].most or offer.gpus > room:
+            continue
+        there = price([r + (j == i) for j, r in enumerate(replicas)])
+        gain = 1 - _strain(there) / _strain(now)
+        gain /= max(offer.gpus, 0.1)
+        if gain >= (WORTH if now.keeps else 1e-6) and (best is None or gain > best[0]):
+            best = gain, i, there
+    return None if best is None else (best[1], best[2])
+
+
+def _strain(advice: Advice) -> float:
+    """What to make small: the time per token; while the load is not kept up with, the utilisation."""
+    if advice.per_token < STUCK and advice.keeps:
+        return advice.per_token
+    over = sum(max(share, 0.0) ** 4 for share in advice.utilisation)
+    return (advice.per_token if advice.per_token < STUCK else STUCK) * (1 + over)
