@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Pick another package index (for example one with CPU builds of torch) with PIP_INDEX_URL or PIP_EXTRA_INDEX_URL.
 STAMP := .venv/.installed
 
-.PHONY: demo up test lint protos bench setup lock
+.PHONY: demo up test lint protos crds bench setup lock cluster cluster-down
 
 setup: $(STAMP)
 
@@ -29,15 +29,32 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PATH=$(CURDIR)/$(BIN):$$PATH protos/generate.sh --check
+	$(BIN)/python -m specrouter_operator.crd --check
 
 protos: $(STAMP)
 	PATH=$(CURDIR)/$(BIN):$$PATH protos/generate.sh
+
+# Write the custom resource definitions anew from the operator's types.
+crds: $(STAMP)
+	$(BIN)/python -m specrouter_operator.crd
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/chain.py
 	$(BIN)/python benchmarks/router.py
 
-# Write requirements.lock anew from pyproject.toml (needs `pip install uv`).
+# Write the lock files anew from pyproject.toml (needs `pip install uv`): one for development, one for each image.
+LOCK = uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+  --no-header --no-emit-index-url --no-emit-find-links
 lock:
-	uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 --extra dev \
-	  --generate-hashes --no-header --no-emit-index-url --no-emit-find-links -o requirements.lock pyproject.toml
+	$(LOCK) --extra dev -o requirements.lock pyproject.toml
+	for role in router operator level image; do \
+	  $(LOCK) --no-annotate --constraint requirements.lock --extra $$role -o requirements/$$role.lock pyproject.toml || exit 1; \
+	done
+
+# A throwaway one-node cluster: see tests/cluster/README.md.
+cluster:
+	tests/cluster/build.sh
+	tests/cluster/up.sh
+
+cluster-down:
+	tests/cluster/down.sh

@@ -68,8 +68,14 @@ def _curve(value: str) -> str:
     return value
 
 
+def _depends(schema: dict[str, Any]) -> None:
+    """A field whose default depends on others has none in a schema."""
+    schema.pop("default", None)
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
 Window = Annotated[int, Field(ge=1, le=64)]
+Address = Annotated[str, AfterValidator(_address)]
 
 
 class Spec(BaseModel):
@@ -131,10 +137,19 @@ class LevelSettings(Spec):
 class LevelSpec(LevelSettings):
     """One level of a family file: what it is, and where."""
 
-    address: Annotated[str, AfterValidator(_address)] | None = None
-    """gRPC, host:port."""
+    address: Address | None = None
+    """gRPC, host:port. A host name with several A records stands for one replica each, that come and go."""
+    addresses: Annotated[list[Address], Field(max_length=256)] = Field(default_factory=list)
+    """Further replicas of the level."""
+    replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that `specrouter up` starts, where there are fewer addresses."""
     model: Annotated[str, StringConstraints(min_length=1)] | None = None
     """Directory of the weights, or a Hugging Face repository (torch)."""
+
+    @property
+    def endpoints(self) -> list[str]:
+        """All addresses, without repetition."""
+        return list(dict.fromkeys([*([self.address] if self.address else []), *self.addresses]))
 
     @model_validator(mode="after")
     def _has_model(self) -> Self:
@@ -156,7 +171,7 @@ class ChainSpec(Spec):
     """Whether levels work at once (overlapped) or one at a time; auto: either, with the fixed policy overlapped."""
     windows: dict[str, Window] = Field(default_factory=dict)
     """Level -> tokens: drawn per call by the lowest level, proposals taken by the others."""
-    lookahead: Annotated[int, Field(ge=1, le=256)] = LOOKAHEAD
+    lookahead: Annotated[int, Field(ge=1, le=256, json_schema_extra=_depends)] = LOOKAHEAD
     """Tokens the lowest level may run ahead of the committed text; adaptive: at most, 64 unless given."""
 
     @model_validator(mode="before")
