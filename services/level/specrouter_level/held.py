@@ -31,7 +31,7 @@ class Held:
     params: Params
     text: Text = field(default_factory=Text)
     valid: int = 0
-    stream: Stream | None = None  # whose calls it takes: the last one that sent any
+    stream: Stream | None = None  # whose calls it takes: the last one that sent any; None = it broke
     call: Call | None = None
     fed: Sequence[int] | None = None  # what the slot will hold after the step that runs now; None = in no step
     known: dict[int, tuple[int, float]] = field(default_factory=dict)  # hash of a prefix -> its draw and confidence

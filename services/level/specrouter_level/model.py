@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import signal
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 from kserve import Model, ModelServer
+from kserve.errors import ModelNotReady, ServerNotReady
 from kserve.protocol.dataplane import DataPlane
 
+from specrouter_level.drain import Drain
 from specrouter_level.scheduler import Scheduler
 
 STOP_SECONDS = 1  # for HTTP requests under way when the process is asked to stop
@@ -52,32 +57,60 @@ class _Plane(DataPlane):  # type: ignore[misc]
         return all([await model.healthy() for model in self.model_registry.get_models().values()])
 
 
-class HttpServer(ModelServer):  # type: ignore[misc]
-    """KServe's HTTP server with ``before`` run ahead of it and ``after`` when a signal has ended it.
+class _Probes(logging.Filter):
+    """Keeps out the traceback that KServe logs for each health check of a level that is not ready."""
 
-    KServe (0.21) always listens on every address and, on a signal, ends only its own servers.
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], ServerNotReady | ModelNotReady))
+
+
+class HttpServer(ModelServer):  # type: ignore[misc]
+    """KServe's HTTP server with ``before`` run ahead of it and ``after`` at the end.
+
+    KServe (0.21) always listens on every address and, on a signal, ends only its own servers, so that the process hangs
+    on whatever else it serves. Here a signal, or ``drain`` begun otherwise, first drains the level, which is not ready
+    from then on, and then ends everything.
     """
 
     def __init__(
-        self, host: str, port: int, before: Callable[[], Awaitable[None]], after: Callable[[], Awaitable[None]]
+        self,
+        host: str,
+        port: int,
+        *,
+        before: Callable[[], Awaitable[None]],
+        drain: Drain,
+        after: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(
             http_port=port, workers=1, enable_grpc=False, enable_latency_logging=False, grace_period=STOP_SECONDS
         )
+        logging.getLogger("kserve").addFilter(_Probes())
         self.dataplane = _Plane(model_registry=self.registered_models)
         self._host = host
         self._before = before
+        self._drain = drain
         self._after = after
 
     def stop(self, sig: int) -> None:
-        """Also ends a server that the signal caught while it was starting (uvicorn takes signals only afterwards)."""
-        self._rest_server._server.should_exit = True
-        super().stop(sig)
+        """A signal before the loop runs: nothing is served yet."""
+        raise SystemExit(0)
+
+    async def _http(self) -> None:
+        await asyncio.gather(*self.servers)
 
     async def _serve(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            asyncio.get_running_loop().add_signal_handler(number, self._drain.hurry)
+        server = self._rest_server._server
+        server.capture_signals = nullcontext  # uvicorn's own handlers would replace these
         self._rest_server.config.host = self._host
-        await self._before()
+        drained = asyncio.create_task(self._drain.done(), name="drain")
         try:
-            await asyncio.gather(*self.servers)
+            await self._before()
+            http = asyncio.ensure_future(self._http())
+            await asyncio.wait({http, drained}, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            await http
         finally:
+            drained.cancel()
             await self._after()

@@ -52,7 +52,8 @@ class Scheduler:
         self.info = info
         self.slots = Slots(info.slots)
         self.counts = Counts(calls={})
-        self.draining = False
+        self.draining = False  # only sequences of open streams are served
+        self.closed = False  # no call is
         self.failures = 0  # failed steps in a row
         self._live: dict[Call, None] = {}  # least recently stepped first
         self._step: list[tuple[Call, Span]] = []  # the running one
@@ -79,7 +80,7 @@ class Scheduler:
                 self._end(call, pb.OUTCOME_SUPERSEDED, "withdrawn")
         for sequence in request.released:
             held = self.slots.get(sequence)
-            if held is not None and held.stream is stream:
+            if held is not None and held.stream in (stream, None):
                 self._release(held)
         for place, message in enumerate(request.calls):
             if place >= MAX_CALLS:
@@ -87,11 +88,18 @@ class Scheduler:
             else:
                 self._begin(stream, message, now)
 
-    def close(self, stream: Stream) -> None:
-        """The stream broke: drop its calls. The sequences stay, another router may come for them."""
+    def close(self, stream: Stream) -> list[Held]:
+        """The stream broke: drop its calls. The sequences stay for a while, another router may come for them."""
         for call in list(stream.calls.values()):
             self._drop(call, pb.OUTCOME_SUPERSEDED)
         stream.calls.clear()
+        return self.slots.orphan(stream)
+
+    def forget(self, orphans: list[Held]) -> None:
+        """Release those of the sequences for which no router has come."""
+        for held in orphans:
+            if held.stream is None and self.slots.holds(held):
+                self._release(held)
 
     def _begin(self, stream: Stream, message: pb.ExtendCall, now: float) -> None:
         try:
@@ -108,7 +116,7 @@ class Scheduler:
                 newer = message.epoch > held.epoch
                 self._end(held.call, pb.OUTCOME_STALE_EPOCH if newer else pb.OUTCOME_SUPERSEDED, "a newer call came")
             held.epoch = message.epoch
-        if self.draining:
+        if self.closed or (self.draining and (held is None or held.stream is None)):
             return self._refuse(stream, message, pb.OUTCOME_OVERLOADED, "shutting down", retry_ms=1000)
         if params is not None:
             held = held or self.slots.take(message.sequence, message.epoch, params)
@@ -160,7 +168,10 @@ class Scheduler:
         self, stream: Stream, message: pb.ExtendCall, outcome: pb.Outcome.ValueType, why: str, retry_ms: int = 0
     ) -> None:
         self._count(outcome)
-        stream.refuse(pb.ExtendReply(call=message.call, outcome=outcome, message=why, retry_ms=retry_ms))
+        leaving = self.draining and outcome == pb.OUTCOME_OVERLOADED
+        stream.refuse(
+            pb.ExtendReply(call=message.call, outcome=outcome, message=why, retry_ms=retry_ms, draining=leaving)
+        )
 
     def _release(self, held: Held) -> None:
         if held.call is not None:

@@ -71,6 +71,9 @@ def serve(  # noqa: PLR0913  # the command line's options
     exactness: Annotated[Exactness, _option("exactness", "shape or bitwise (torch).")] = Exactness.SHAPE,
     agreement: Annotated[float, _option("agreement", "With the target's draws (stub).", low=0, high=1)] = 1.0,
     step_ms: Annotated[str, _option("step-ms", 'Cost of a step: "rows:ms,..." (stub).')] = "",
+    drain_seconds: Annotated[
+        float, _option("drain-seconds", "Running sequences get so long to move when the level is to end.", 0, 3600)
+    ] = 10.0,
 ) -> None:
     """Serve one level: LevelService on the gRPC port, health and metrics on the HTTP port."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -100,7 +103,17 @@ def serve(  # noqa: PLR0913  # the command line's options
         raise typer.Exit(2) from error
     from specrouter_level.process import run  # noqa: PLC0415  # kserve takes a second; errors above come first
 
-    raise typer.Exit(run(name, made, worker, host=host, http_port=http_port, grpc_port=grpc_port))
+    code = run(
+        name,
+        made,
+        worker,
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        grace=drain_seconds,
+        model=model if engine is EngineName.TORCH else None,
+    )
+    raise typer.Exit(code)
 
 
 def _stub(name: str, agreement: float, step_ms: str, *, max_length: int, slots: int, max_rows: int) -> Engine:

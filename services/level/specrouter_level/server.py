@@ -1,15 +1,18 @@
-"""The LevelService: Extend streams into the scheduler, Describe from the engine."""
+"""The LevelService: Extend streams into the scheduler, the rest from what the level is."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from specrouter.v1 import level_pb2 as pb
+from specrouter_level import tokenizer_files
+from specrouter_level.drain import Drain
 from specrouter_level.driver import Driver
 from specrouter_level.engine import Info
 from specrouter_level.scheduler import Scheduler
@@ -18,10 +21,12 @@ from specrouter_level.stream import Stream
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[pb.ExtendRequest, pb.ExtendResponse]
+Files = grpc.aio.ServicerContext[bytes, pb.TokenizerFile]
 
 SERVICE = "specrouter.v1.LevelService"
-DRAIN_SECONDS = 3.0  # running calls may take so long to end when the process is asked to stop
+END_SECONDS = 3.0  # running calls may take so long to end when the server stops
 JOIN_SECONDS = 0.5  # and the engine's last step so long after that
+ORPHAN_SECONDS = 60.0  # so long the sequences of a broken stream are kept for another router, if nobody needs the room
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 16 << 20),
@@ -40,13 +45,24 @@ OPTIONS = (
 
 
 class LevelServer:
-    """One grpc.aio server for one engine."""
+    """One grpc.aio server for one engine. ``model``: the directory whose tokenizer it may send."""
 
-    def __init__(self, name: str, info: Info, scheduler: Scheduler, driver: Driver) -> None:
+    def __init__(
+        self,
+        name: str,
+        info: Info,
+        scheduler: Scheduler,
+        driver: Driver,
+        *,
+        drain: Drain | None = None,
+        model: Path | None = None,
+    ) -> None:
         self._name = name
         self._info = info
         self._scheduler = scheduler
         self._driver = driver
+        self._model = model
+        self.drain = drain or Drain(scheduler)
         self._closing = asyncio.Event()
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=256)
         handlers = {
@@ -54,6 +70,10 @@ class LevelServer:
             "Extend": grpc.stream_stream_rpc_method_handler(self._extend, _parse, pb.ExtendResponse.SerializeToString),
             "Describe": grpc.unary_unary_rpc_method_handler(
                 self._describe, None, pb.DescribeResponse.SerializeToString
+            ),
+            "Drain": grpc.unary_unary_rpc_method_handler(self._drain, None, pb.DrainResponse.SerializeToString),
+            "Tokenizer": grpc.unary_stream_rpc_method_handler(
+                self._tokenizer, None, pb.TokenizerFile.SerializeToString
             ),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -70,17 +90,34 @@ class LevelServer:
 
     async def stop(self) -> None:
         """Take no more calls, let running ones end, close the streams. At most a few seconds."""
-        self._scheduler.draining = True
+        self._scheduler.draining = self._scheduler.closed = True
         self._closing.set()
-        await self._server.stop(DRAIN_SECONDS)
+        await self._server.stop(END_SECONDS)
         self._driver.stop(JOIN_SECONDS)
 
     async def _describe(self, _request: bytes, _context: object) -> pb.DescribeResponse:
-        return describe(self._name, self._info)
+        return describe(self._name, self._info, self._scheduler.draining)
+
+    async def _drain(self, _request: bytes, _context: object) -> pb.DrainResponse:
+        self.drain.begin()
+        return pb.DrainResponse(sequences=self.drain.left, grace_ms=round(self.drain.grace * 1000))
+
+    async def _tokenizer(self, _request: bytes, context: Files) -> AsyncIterator[pb.TokenizerFile]:
+        if self._model is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "this level has no model, and so no tokenizer")
+        try:
+            for path in await asyncio.to_thread(tokenizer_files.listed, self._model):
+                parts = tokenizer_files.chunks(path)
+                while (part := await asyncio.to_thread(next, parts, None)) is not None:
+                    yield pb.TokenizerFile(name=path.name, chunk=part)
+        except (tokenizer_files.TokenizerFilesError, OSError) as error:
+            log.warning("tokenizer: %s", error)
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"tokenizer: {error}")
 
     async def _extend(self, _requests: AsyncIterator[pb.ExtendRequest], context: Context) -> None:
         ready, room = asyncio.Event(), asyncio.Event()
         stream = Stream(ready.set)
+        self.drain.open(stream)
         reader = asyncio.create_task(self._read(context, stream, room))
         closing = asyncio.create_task(self._closing.wait())
         for task in (reader, closing):
@@ -97,7 +134,9 @@ class LevelServer:
                 if (reader.done() or closing.done()) and not stream.calls and not stream.waiting:
                     return
         finally:
-            self._scheduler.close(stream)
+            self.drain.streams.discard(stream)
+            if orphans := self._scheduler.close(stream):
+                asyncio.get_running_loop().call_later(ORPHAN_SECONDS, self._scheduler.forget, orphans)
             reader.cancel()
             closing.cancel()
 
@@ -123,7 +162,7 @@ def _parse(data: bytes) -> pb.ExtendRequest | None:
         return None
 
 
-def describe(name: str, info: Info) -> pb.DescribeResponse:
+def describe(name: str, info: Info, draining: bool) -> pb.DescribeResponse:
     """What the level is, on the wire."""
     return pb.DescribeResponse(
         name=name,
@@ -139,4 +178,5 @@ def describe(name: str, info: Info) -> pb.DescribeResponse:
         exactness=info.exactness,
         stop_ids=info.stop_ids,
         costs=[pb.StepCost(rows=cost.rows, microseconds=round(cost.seconds * 1e6)) for cost in info.costs],
+        draining=draining,
     )

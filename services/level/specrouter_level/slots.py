@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from specrouter_level.engine import Params
 from specrouter_level.held import Held
+
+if TYPE_CHECKING:
+    from specrouter_level.stream import Stream
 
 
 class Slots:
@@ -19,12 +23,29 @@ class Slots:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def attached(self) -> int:
+        """Sequences whose router's stream is open."""
+        return sum(held.stream is not None for held in self._held.values())
+
+    def orphan(self, stream: Stream) -> list[Held]:
+        """The stream broke: its sequences are the first to make room. Returns them."""
+        orphans = [held for held in self._held.values() if held.stream is stream]
+        for held in reversed(orphans):
+            held.stream = None
+            self._held.move_to_end(held.sequence, last=False)
+        return orphans
+
     def get(self, sequence: str) -> Held | None:
         """What is held of the sequence; it counts as used now."""
         held = self._held.get(sequence)
         if held is not None:
             self._held.move_to_end(sequence)
         return held
+
+    def holds(self, held: Held) -> bool:
+        """Whether this is still what is held of its sequence."""
+        return self._held.get(held.sequence) is held
 
     def take(self, sequence: str, epoch: int, params: Params) -> Held | None:
         """A slot for a sequence that is not held; None when every slot is busy."""

@@ -23,6 +23,14 @@ class Stream:
         self._growing: dict[int, Call] = {}  # calls with draws the router has not seen
         self._ended: list[pb.ExtendReply] = []
         self._wake = wake
+        self._draining = False  # set in every message once it is
+        self._news = False  # the router has not been told yet
+
+    def drain(self) -> None:
+        """Tell the router that the level is being drained: at once, and in every message from now on."""
+        if not self._draining:
+            self._draining = self._news = True
+            self._wake()
 
     @property
     def waiting(self) -> int:
@@ -53,11 +61,12 @@ class Stream:
 
     def take(self) -> pb.ExtendResponse | None:
         """The next message, or None."""
-        if not self._growing and not self._ended:
+        if not self._growing and not self._ended and not self._news:
             return None
+        self._news = False
         replies = self._ended[:MAX_REPLIES]
         del self._ended[:MAX_REPLIES]
         for number in list(islice(self._growing, MAX_REPLIES - len(replies))):
             call = self._growing.pop(number)
             replies.append(pb.ExtendReply(call=number, tokens=call.tokens))
-        return pb.ExtendResponse(replies=replies)
+        return pb.ExtendResponse(replies=replies, draining=self._draining)
