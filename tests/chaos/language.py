@@ -1,0 +1,59 @@
+"""What a stub target says, computed without any server: the text that every client must have got in the end."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from follower import Ask
+from specrouter_core.noise import key
+from specrouter_level.stub import ALPHABET, target
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The whole answer to one request. ``text`` ends before the stop text; the tokens include it."""
+
+    tokens: tuple[int, ...]
+    text: str
+    finish: str
+
+
+def expected(ask: Ask) -> Expected:
+    """The target alone, one token after the other."""
+    ids = list(ask.prompt)
+    for position in range(len(ids), len(ids) + ask.max_tokens):
+        a, b, c = (ids[i] if i >= 0 else 0 for i in (position - 3, position - 2, position - 1))
+        noise = key(ask.seed, position) if ask.temperature > 0 else 0
+        ids.append(ALPHABET[target(a, b, c, noise)[0]])
+        if ask.stop and bytes(ids[len(ask.prompt) :]).endswith(ask.stop.encode()):
+            made = tuple(ids[len(ask.prompt) :])
+            return Expected(made, bytes(made[: -len(ask.stop)]).decode(), "stop")
+    made = tuple(ids[len(ask.prompt) :])
+    return Expected(made, bytes(made).decode(), "length")
+
+
+CHAINS = (("draft", "mid", "target"), ("draft", "target"), ("mid", "target"), ("target",))
+
+
+def asks(seed: str, count: int, least: int = 20, most: int = 60) -> list[Ask]:
+    """Requests of every sort: temperatures, modes, chains; some with a stop text, some that are cancelled."""
+    dice = random.Random(seed)
+    made = []
+    for number in range(count):
+        ask = Ask(
+            name=f"{seed}:{number}",
+            prompt=tuple(dice.choices(ALPHABET, k=dice.choice((1, 5, 20, 90)))),
+            max_tokens=dice.randint(least, most),
+            seed=dice.getrandbits(64),
+            temperature=dice.choice((0.0, 0.8)),
+            mode=dice.choice(("", "overlapped", "lockstep")),
+            chain=dice.choice(CHAINS) if dice.random() < 0.4 else (),
+        )
+        if dice.random() < 0.15:
+            text, at = expected(ask).text, dice.randint(10, least - 2)
+            ask = replace(ask, stop=text[at : at + 2])
+        elif dice.random() < 0.1:
+            ask = replace(ask, cancel_after=dice.randint(1, least // 2))
+        made.append(ask)
+    return made
