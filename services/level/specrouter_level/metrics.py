@@ -1,41 +1,48 @@
-"""The level's numbers for Prometheus."""
+"""What the level counts and measures, for Prometheus and OpenTelemetry. All its instruments are here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client import REGISTRY, CollectorRegistry, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from specrouter.v1 import level_pb2 as pb
+from specrouter_core.spread import COUNTS
 from specrouter_level.scheduler import Scheduler
-
-SECONDS = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
-SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128)
+from specrouter_telemetry.collected import Spreads
 
 
 class Metrics(Collector):
-    """Totals are read from the scheduler when asked for; only steps are observed as they happen."""
+    """Totals are read from the scheduler when asked for; only steps and waits are observed as they happen."""
 
     def __init__(self, level: str, scheduler: Scheduler, registry: CollectorRegistry = REGISTRY) -> None:
         self._level = level
         self._scheduler = scheduler
-
-        def histogram(name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"specrouter_level_step_{name}", what, ["level"], buckets=buckets, registry=registry)
-
-        self._seconds = histogram("seconds", "Time of one engine step.", SECONDS).labels(level)
-        self._rows = histogram("rows", "Tokens fed in one step.", ROWS).labels(level)
-        self._sequences = histogram("sequences", "Sequences in one step.", SEQUENCES).labels(level)
+        self._busy = 0.0  # seconds in steps
+        labels = {"level": level}
+        step = "specrouter_level_step"
+        self._seconds = Spreads(f"{step}_seconds", "Time of one engine step.", registry, labels=labels)[""]
+        self._rows = Spreads(f"{step}_rows", "Tokens fed in one step.", registry, labels=labels, bounds=COUNTS)[""]
+        self._sequences = Spreads(
+            f"{step}_sequences", "Sequences in one step.", registry, labels=labels, bounds=COUNTS
+        )[""]
+        self._queue = Spreads(
+            "specrouter_level_queue_seconds", "From a call's receipt to its first step.", registry, labels=labels
+        )[""]
         registry.register(self)
 
     def observe(self, seconds: float, rows: int, sequences: int) -> None:
         """One step ended."""
+        self._busy += seconds
         self._seconds.observe(seconds)
         self._rows.observe(rows)
         self._sequences.observe(sequences)
+        waits = self._scheduler.waits
+        for wait in waits:
+            self._queue.observe(wait)
+        waits.clear()
 
     def describe(self) -> list[Metric]:
         """Nothing is known before the first scrape."""
@@ -53,6 +60,8 @@ class Metrics(Collector):
             "tokens_drawn": ("Draws answered, accepted proposals among them.", counts.drawn),
             "proposals": ("Proposals received.", counts.proposed),
             "proposals_accepted": ("Proposals equal to the level's draw.", counts.accepted),
+            "busy_seconds": ("Time spent in steps.", self._busy),
+            "steps_failed": ("Steps in which the engine failed.", counts.failed),
             "evictions": ("Idle sequences that made room for others.", self._scheduler.slots.evictions),
         }
         for name, (what, value) in totals.items():
@@ -61,9 +70,16 @@ class Metrics(Collector):
             yield counter
         now = {
             "sequences_held": ("Sequences in the engine's slots.", len(self._scheduler.slots)),
+            "slots": ("Sequences that can be held at once.", self._scheduler.info.slots),
             "calls_running": ("Calls not yet answered.", self._scheduler.busy),
         }
         for name, (what, value) in now.items():
             gauge = GaugeMetricFamily(f"specrouter_level_{name}", what, labels=["level"])
             gauge.add_metric([self._level], value)
             yield gauge
+        costs = GaugeMetricFamily(
+            "specrouter_level_step_cost_seconds", "Time of a step by its rows, as calibrated.", labels=["level", "rows"]
+        )
+        for cost in self._scheduler.info.costs:
+            costs.add_metric([self._level, str(cost.rows)], cost.seconds)
+        yield costs

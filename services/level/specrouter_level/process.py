@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
+
+from prometheus_client import REGISTRY
 
 from specrouter_level.drain import Drain
 from specrouter_level.driver import Driver
@@ -13,6 +16,7 @@ from specrouter_level.model import HttpServer, LevelModel
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.server import LevelServer
 from specrouter_level.worker import Worker
+from specrouter_telemetry import push
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +30,8 @@ class Level:
         self.scheduler = Scheduler(engine.info)
         self.drain = Drain(self.scheduler, grace)
         self._driver = Driver(engine, self.scheduler, Metrics(name, self.scheduler).observe, worker)
+        who = {"service.name": "specrouter-level", "specrouter.level": name}
+        self._push = push.Push(REGISTRY, who) if push.wanted() else None
         self._name = name
         self._engine = engine
         self._address = address
@@ -39,12 +45,16 @@ class Level:
         )
         await server.start(self._address)
         self._server = server
+        if self._push is not None:
+            self._push.start()
         log.info("level %s (%s) serves gRPC on %s", self._name, self._engine.info.engine, self._address)
 
     async def stop(self) -> None:
         """End the calls, then the server."""
         if self._server is not None:
             await self._server.stop()
+            if self._push is not None:
+                await asyncio.to_thread(self._push.stop)
             log.info("level %s has stopped", self._name)
 
 

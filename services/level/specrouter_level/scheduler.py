@@ -12,6 +12,7 @@ a prompt waits, a quarter of each step is kept for it. So no call waits for the 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_CALLS = 256  # in one message
 SHORT = calls.MAX_PROPOSALS + calls.MAX_MORE + 1  # tokens to feed at which a call counts as a prompt
+MAX_WAITS = 1024  # kept until somebody counts them
 MAX_FAILURES = 3  # failed steps in a row after which the level says that it is not healthy
 RETRY_STEPS = 8  # an overloaded level asks for a pause of so many steps
 
@@ -43,6 +45,7 @@ class Counts:
     drawn: int = 0
     accepted: int = 0  # proposals equal to the level's own draw
     proposed: int = 0
+    failed: int = 0  # steps in which the engine failed
 
 
 class Scheduler:
@@ -55,6 +58,7 @@ class Scheduler:
         self.draining = False  # only sequences of open streams are served
         self.closed = False  # no call is
         self.failures = 0  # failed steps in a row
+        self.waits: deque[float] = deque(maxlen=MAX_WAITS)  # seconds until their first step, of calls that began lately
         self._live: dict[Call, None] = {}  # least recently stepped first
         self._step: list[tuple[Call, Span]] = []  # the running one
         self._seconds = 0.005  # smoothed time of a step
@@ -217,7 +221,9 @@ class Scheduler:
                 room -= take
         rows_used = self.info.max_rows - room
         for call, span in self._step:
-            call.started = call.started or now
+            if not call.started:
+                call.started = now
+                self.waits.append(now - call.received)
             call.steps += 1
             call.fed += len(span.text) - span.start
             call.batch = max(call.batch, len(self._step))
@@ -256,6 +262,7 @@ class Scheduler:
         """The engine failed in the step that ``form`` made: its calls fail, their KV counts as lost."""
         step, self._step = self._step, []
         self.failures += 1
+        self.counts.failed += 1
         for call, _ in step:
             held = call.held
             held.fed = None
