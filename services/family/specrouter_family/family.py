@@ -1,7 +1,7 @@
 """The family file: which levels work together, and the chain they form.
 
     name: demo                  # the model name clients use
-    tokenizer: DIR              # tokenizer.json, chat template; "bytes": ids are bytes, for stub levels
+    tokenizer: DIR              # tokenizer.json, chat template; "target": the target sends them; "bytes": for stubs
     levels:                     # lowest first; the last one is the target
       - {name: draft, engine: ngram, address: "127.0.0.1:7101"}
       - {name: target, engine: torch, model: DIR, dtype: float32, address: "127.0.0.1:7102"}
@@ -26,6 +26,7 @@ from pydantic.alias_generators import to_camel
 
 MAX_LEVELS = 8
 BYTES = "bytes"  # the tokenizer of stub levels
+FROM_TARGET = "target"  # the router asks the target for the tokenizer's files when it starts
 LOWER_WINDOW = 4  # tokens; window of a level that the file doesn't give one, with a fixed policy
 TARGET_WINDOW = 8
 LOOKAHEAD = 16

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated
@@ -14,13 +15,15 @@ import typer
 import uvicorn
 
 from specrouter_family import family as families
-from specrouter_family.family import Family, FamilyError
+from specrouter_family.family import FROM_TARGET, Family, FamilyError
 from specrouter_router import tokenizer as tokenizers
+from specrouter_router import tokenizer_source
 from specrouter_router.generate import RouterServer
 from specrouter_router.metrics import Metrics
 from specrouter_router.openai_api import make_app
+from specrouter_router.records import StoreError
 from specrouter_router.router import Router, StartError
-from specrouter_router.store import RedisStore, StoreError
+from specrouter_router.store import RedisStore
 from specrouter_router.tokenizer import Tokenizer, TokenizerError
 
 log = logging.getLogger(__name__)
@@ -46,23 +49,43 @@ class ServeError(Exception):
 @app.command()
 def serve(
     family: Annotated[Path, typer.Option(help="Family file; its levels need addresses.", envvar="SPECROUTER_FAMILY")],
-    redis_url: Annotated[str, typer.Option(help="redis://host:port", envvar="SPECROUTER_REDIS_URL")],
+    redis_url: Annotated[
+        str, typer.Option(help="redis[s][+sentinel|+cluster]://[user:password@]host:port", envvar="SPECROUTER_REDIS_URL")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.", envvar="SPECROUTER_HOST")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=1, max=65535, envvar="SPECROUTER_HTTP_PORT")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=1, max=65535, envvar="SPECROUTER_GRPC_PORT")] = 8001,
+    orphans: Annotated[
+        Orphans, typer.Option(help="What a dead router ran and nobody asks for: expire, or finish it.", envvar="SPECROUTER_ORPHANS")
+    ] = Orphans.EXPIRE,
+    without_redis: Annotated[
+        WithoutRedis, typer.Option(help="New requests while Redis is lost.", envvar="SPECROUTER_WITHOUT_REDIS")
+    ] = WithoutRedis.SERVE,
+    drain_s: Annotated[
+        float, typer.Option(min=0, max=3600, help="Running sequences may take so long to end.", envvar="SPECROUTER_DRAIN_S")
+    ] = 10.0,
 ) -> None:
     """Serve one family: OpenAI's interface on the HTTP port, RouterService on the gRPC port."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         loaded = families.load(family)
         for i, level in enumerate(loaded.levels):
-            if level.address is None:
+            if not level.endpoints:
                 raise FamilyError(f"{family}: levels.{i}.address: required by the router")
-        tokenizer = tokenizers.load(loaded.tokenizer)
+        tokenizer = _tokenizer(loaded)
         asyncio.run(_serve(loaded, tokenizer, redis_url, host, http_port, grpc_port))
     except (FamilyError, TokenizerError, ServeError, StoreError, StartError, OSError, ValueError) as error:
         log.error("%s", " ".join(str(error).split()))
         raise typer.Exit(1) from error
+
+
+def _tokenizer(family: Family) -> Tokenizer:
+    """Raises TokenizerError. With the target's, waits for the target."""
+    if family.tokenizer != FROM_TARGET:
+        return tokenizers.load(family.tokenizer)
+    with tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:  # read whole, not needed afterwards
+        tokenizer_source.fetch(family.target.endpoints, Path(folder))
+        return tokenizers.load(folder)
 
 
 async def _serve(
