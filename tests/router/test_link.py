@@ -15,7 +15,7 @@ from specrouter.v1 import level_pb2_grpc
 from specrouter_core.prefix import Text
 from specrouter_core.sampling import Sampling
 from specrouter_family import family
-from specrouter_router import link, tokenizer
+from specrouter_router import link, replicas, tokenizer
 from specrouter_router.metrics import Metrics
 from specrouter_router.request import Request
 from specrouter_router.router import Router
@@ -216,7 +216,7 @@ async def test_an_answer_that_does_not_come_in_time_is_a_failure(stand: Stand, m
 
 
 async def test_a_target_whose_stream_breaks_is_waited_for(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(replicas, "PATIENCE_S", 0.5)
     running = asyncio.create_task(stand.run(400))
     await asyncio.sleep(0.05)
     await stand.servers[1].stop(0)

@@ -117,7 +117,7 @@ async def test_a_level_that_has_seen_a_newer_epoch_ends_the_sequence(mesh: Mesh)
         sequence.record.epoch = 0
         await asyncio.sleep(0)
         reply = pb.ExtendReply(outcome=pb.OUTCOME_STALE_EPOCH, message="epoch 3 has been seen")
-        flight = next(iter(router.links["target"].inflight.values()))
+        flight = router.links["target"].inflight[0]
         sequence.replied(flight, reply)
         end = await last(sequence)
         assert end.refusal is not None and "another router owns the sequence" in end.refusal.message

@@ -11,8 +11,8 @@ from specrouter_core.event import Commit
 
 if TYPE_CHECKING:
     from specrouter.v1 import level_pb2 as pb
-    from specrouter_router.link import Link
     from specrouter_router.planner import AdaptivePlanner
+    from specrouter_router.replicas import Replicas
 
 
 class Course(Protocol):
@@ -40,7 +40,7 @@ class Course(Protocol):
 class FixedCourse:
     """One plan, less the levels that are down."""
 
-    def __init__(self, wanted: Plan, links: Mapping[str, Link]) -> None:
+    def __init__(self, wanted: Plan, links: Mapping[str, Replicas]) -> None:
         self.levels = wanted.levels
         self._wanted = wanted
         self._links = links
@@ -78,7 +78,7 @@ class FixedCourse:
 class FollowedCourse(FixedCourse):
     """A plan that the client fixed: it doesn't change, but what it shows is learnt."""
 
-    def __init__(self, name: str, wanted: Plan, links: Mapping[str, Link], planner: AdaptivePlanner) -> None:
+    def __init__(self, name: str, wanted: Plan, links: Mapping[str, Replicas], planner: AdaptivePlanner) -> None:
         super().__init__(wanted, links)
         self._name = name
         self._planner = planner

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.event import Commit
-from specrouter_router.link import Flight, Link
+from specrouter_router.flight import Flight
 from specrouter_router.metrics import Metrics
+from specrouter_router.replicas import Replicas
 
 if TYPE_CHECKING:
     from specrouter_router.planner import AdaptivePlanner
@@ -69,7 +70,7 @@ class Budget:
 class Judge:
     """See the module."""
 
-    def __init__(self, planner: AdaptivePlanner, links: Mapping[str, Link], metrics: Metrics) -> None:
+    def __init__(self, planner: AdaptivePlanner, links: Mapping[str, Replicas], metrics: Metrics) -> None:
         self.adaptive = planner.adaptive
         self._planner = planner
         self._links = links
@@ -112,7 +113,7 @@ class Judge:
         info = self._links[name].info
         if not tokens or info is None or info.max_length < base + len(tokens) + 1:
             return
-        unread = base - min(sequence.holding(name).held, base)
+        unread = base - min(sequence.seat(name).held, base)
         cost = self.adaptive.profiles[name].curve.seconds(unread + len(tokens))
         if cost > budget.saved:
             return
@@ -125,7 +126,7 @@ class Judge:
         self._metrics.scores.inc()
         draws = {commit.start + i: drawn for i, drawn in enumerate(commit.draws)}
         score = Score(self, sequence, name, base, tokens, draws, probes, cost)
-        self._links[name].send(Flight(score, 0, patient=False))
+        self._links[name].send(Flight(score, 0, False, sequence.seat(name)))
 
     def heard(self, score: Score, reply: pb.ExtendReply, total: float) -> None:
         """A level has judged."""
@@ -143,7 +144,7 @@ class Judge:
 
 
 class Score:
-    """One judging call; see link.Owner."""
+    """One judging call; see flight.Owner."""
 
     def __init__(
         self,
@@ -166,32 +167,28 @@ class Score:
         self._cost = cost  # as estimated
 
     def fill(self, flight: Flight, message: pb.ExtendCall) -> None:
-        """See link.Owner."""
+        """See flight.Owner."""
         message.sequence = self._sequence.id
         message.epoch = self._sequence.record.epoch
-        self._sequence.holding(self.level).name_prefix(message, self.base, ())
+        flight.holding.name_prefix(message, self.base, ())
         message.proposals.extend(self.tokens)
         message.score = True
         message.probe = PROBE if self.probes else 0
 
     def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:
-        """See link.Owner."""
+        """See flight.Owner."""
         if reply.outcome == pb.OUTCOME_UNSPECIFIED:
             return
         self._end(reply.timing.compute_us / 1e6)
-        holding = self._sequence.holding(self.level)
         if reply.outcome == pb.OUTCOME_DONE:
-            holding.confirm()
             self._judge.heard(self, reply, self._judge.now() - flight.sent)
-        elif reply.outcome == pb.OUTCOME_PREFIX_UNKNOWN:
-            holding.correct(reply.held, reply.held_hash)
 
     def failed(self, flight: Flight, why: str, gone: bool) -> None:
-        """See link.Owner."""
+        """See flight.Owner."""
         self._end(self._cost)
 
     def broke(self, error: Exception) -> None:
-        """See link.Owner."""
+        """See flight.Owner."""
         log.error("judging level %s failed", self.level, exc_info=error)
         self._end(self._cost)
 

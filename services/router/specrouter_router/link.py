@@ -1,11 +1,13 @@
 """One Extend stream to one replica of a level.
 
 Calls that are sent in one tick of the loop travel in one message; what is sent while a message is being written
-travels in the next. Replies are handed to the calls' owners as they come in. Every call has a deadline; when
-the stream breaks, all calls in flight are told at once, and the link connects again for as long as it is open.
+travels in the next. Replies are handed on as they come in. When the stream breaks, all calls in flight are handed
+back at once, and the link connects again for as long as it is open.
 
-A call to the target is *patient*: while the link is down it waits for it, up to ``PATIENCE_S``, and is sent again then
-(calls may be repeated freely). Any other call fails at once, so that its chain goes on without the level.
+A replica that closes or resets its stream is noticed at once. One that hangs, or is cut off, says nothing: so a
+link that hears nothing for ``BEAT_S`` asks the replica what it is, and is *silent* when it has heard nothing at all
+for ``SILENT_S``. A level answers that from its event loop while its engine works in a thread, so a busy replica is
+not silent, only slow. HTTP/2's own pings end a connection that is dead, so that another can be made.
 """
 
 from __future__ import annotations
@@ -14,26 +16,31 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
+from specrouter_router.circuit import Circuit
+from specrouter_router.flight import Flight
+
+if TYPE_CHECKING:
+    from specrouter_router.seat import Seat
 
 log = logging.getLogger(__name__)
 
 CALL_S = 10.0  # a call's deadline: this much, for queueing and the step itself ...
 TOKEN_S = 0.05  # ... and this much for every token that the level has to feed or draw (so a prompt gets more)
 MAX_DEADLINE_S = 600.0
-PATIENCE_S = 5.0
-SWEEP_S = 0.05  # how often deadlines are looked at
-DESCRIBE_S = 5.0
+BEAT_S = 1.0
+SILENT_S = 2.5
+DESCRIBE_S = 5.0  # when connecting
 BACKOFF_S = (0.1, 2.0)  # pause before the next try to connect, first and longest; each is shortened by up to a half
 MAX_CALLS = 256  # in one message
+MAX_OWED = 4096  # releases kept for a replica that is away
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 16 << 20),
@@ -41,41 +48,35 @@ OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # A peer that hangs without closing is found by the pings' own timeout, not by keepalive_timeout_ms.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 4_000),
+    ("grpc.http2.ping_timeout_ms", 4_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.use_local_subchannel_pool", 1),
 )
 
 
-class Owner(Protocol):
-    """Who sent a call."""
+class Listener(Protocol):
+    """Who a link works for."""
 
-    def fill(self, flight: Flight, message: pb.ExtendCall) -> None:
-        """Write the call into the message, all but its number and deadline."""
+    def accept(self, info: pb.DescribeResponse) -> str:
+        """Judge what a replica says it is. A text says why it can't be used."""
+
+    def opened(self, link: Link) -> None:
+        """The stream is open."""
+
+    def lost(self, link: Link, flights: list[Flight], why: str) -> None:
+        """The stream broke; these calls will not be answered by it."""
+
+    def asked(self, link: Link, well: bool) -> None:
+        """The replica was asked what it is, and said so, or nothing."""
+
+    def turned(self, link: Link) -> None:
+        """The replica can be heard again, or is being drained."""
 
     def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:
-        """A part of the answer, or the last. After the last the flight is over; it may be sent again."""
-
-    def failed(self, flight: Flight, why: str, gone: bool) -> None:
-        """No answer will come. ``gone``: the level can't be reached."""
-
-    def broke(self, error: Exception) -> None:
-        """Its own code failed on a reply."""
-
-
-@dataclass(slots=True, eq=False)
-class Flight:
-    """A call on its way. ``call`` is its owner's number for it."""
-
-    owner: Owner
-    call: int
-    patient: bool
-    number: int = 0  # on the wire; 0 = not sent
-    sent: float = 0.0  # loop time
-    deadline: float = 0.0  # loop time
-    patience: float = 0.0  # loop time until which it waits for the link; 0 = it never had to
+        """A part of a call's answer, or the last."""
 
 
 @dataclass(slots=True)
@@ -91,71 +92,72 @@ class _Outbox:
 
 
 class Link:
-    """See the module. ``accept`` judges what a replica says it is: a text says why it can't be used.
+    """See the module. ``name`` is the level's, ``address`` an IP address and port."""
 
-    ``on_ready`` is told each time the stream has opened.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        address: str,
-        accept: Callable[[pb.DescribeResponse], str],
-        on_ready: Callable[[Link], None],
-    ) -> None:
+    def __init__(self, name: str, address: str, listener: Listener) -> None:
         self.name = name
         self.address = address
         self.info: pb.DescribeResponse | None = None  # what it said when it was last reached
         self.why_down = "not reached yet"
-        self.ready = False
+        self.ready = False  # the stream is open
+        self.silent = False
+        self.draining = False
+        self.leaving = False  # its address is no longer one of the level's
+        self.circuit = Circuit()
+        self.good = False  # the level's own summary of the above: it may be given sequences
+        self.seats: set[Seat] = set()
         self.inflight: dict[int, Flight] = {}
-        self._parked: list[Flight] = []
+        self.heard = 0.0  # loop time of the last sign of life
+        self.calls = 0  # answered in full
         self._outbox = _Outbox()
+        self._owed: dict[str, None] = {}  # sequences to be released
         self._wake: asyncio.Future[None] | None = None
         self._numbers = 0
-        self._accept = accept
-        self._on_ready = on_ready
+        self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._sweeping = False
+        self._stub: Any = None
+        self._asking: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
-    # For owners.
+    # For the level.
 
     def send(self, flight: Flight) -> None:
-        """Put a call on its way. While the link is down it waits or fails; a failure is told in the next tick."""
-        if not self.ready:
-            if flight.patient:
-                self._park(flight)
-            else:
-                self._loop.call_soon(flight.owner.failed, flight, self.why_down, True)
-            return
+        """Put a call on its way; the stream must be open."""
         self._numbers += 1
-        flight.number = self._numbers
+        flight.link, flight.number = self, self._numbers
         self.inflight[flight.number] = flight
         message = self._outbox.last().calls.add()
         flight.owner.fill(flight, message)
-        tokens = len(message.suffix) + len(message.proposals) + message.more + 1
-        allowed = min(CALL_S + TOKEN_S * tokens, MAX_DEADLINE_S)
+        flight.tokens = len(message.suffix) + len(message.proposals) + message.more + 1
+        allowed = min(CALL_S + TOKEN_S * flight.tokens, MAX_DEADLINE_S)
         message.call = flight.number
         message.deadline_ms = int(allowed * 1000)
         flight.sent = self._loop.time()
         flight.deadline = flight.sent + allowed
-        self._sweep_later()
         self._signal()
 
     def withdraw(self, flight: Flight) -> None:
         """Its answer is of no use any more."""
-        if self.inflight.pop(flight.number, None) is not None:
+        if self.inflight.pop(flight.number, None) is not None and self.ready:
             self._outbox.last().withdrawn.append(flight.number)
             self._signal()
-        elif flight in self._parked:
-            self._parked.remove(flight)
 
     def release(self, sequence: str) -> None:
-        """The sequence has ended: the level may forget it."""
+        """The replica may forget the sequence: told at once, or when it is there again."""
         if self.ready:
             self._outbox.last().released.append(sequence)
             self._signal()
+        elif self.info is not None and len(self._owed) < MAX_OWED:
+            self._owed[sequence] = None
+
+    def claim(self, sequence: str) -> None:
+        """The sequence comes (back) here: what was to be released is not."""
+        self._owed.pop(sequence, None)
+
+    def beat(self) -> None:
+        """Ask the replica what it is, unless it is being asked."""
+        if self.ready and self._asking is None:
+            self._asking = asyncio.create_task(self._ask(), name=f"beat {self.name}")
 
     # The stream.
 
@@ -165,6 +167,8 @@ class Link:
 
     async def close(self) -> None:
         """Break the stream and stop."""
+        if self._asking is not None:
+            self._asking.cancel()
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -172,10 +176,10 @@ class Link:
 
     async def _run(self) -> None:
         async with grpc.aio.insecure_channel(self.address, options=OPTIONS) as channel:
-            stub = LevelServiceStub(channel)
+            self._stub = LevelServiceStub(channel)
             pause = BACKOFF_S[0]
             while True:
-                why = await self._connect(stub)
+                why = await self._connect(self._stub)
                 if self.ready:
                     pause = BACKOFF_S[0]
                     log.warning("level %s at %s is lost: %s", self.name, self.address, why)
@@ -189,7 +193,7 @@ class Link:
         """One life of the stream. Returns why it ended, or why it never began."""
         try:
             info = await stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_S)
-            refused = self._accept(info)
+            refused = self._listener.accept(info)
             if refused:
                 return refused
             self.info = info
@@ -202,12 +206,13 @@ class Link:
         except Exception as error:  # whatever happens, the link must try again
             log.exception("connecting to level %s at %s failed", self.name, self.address)
             return f"{type(error).__name__}: {error}"
-        self.ready, self.why_down = True, ""
+        self.ready, self.silent, self.draining, self.why_down = True, False, info.draining, ""
+        self.heard = self._loop.time()
         log.info("level %s at %s is connected", self.name, self.address)
-        parked, self._parked = self._parked, []
-        for flight in parked:
-            self.send(flight)
-        self._on_ready(self)
+        owed, self._owed = self._owed, {}
+        if owed:
+            self._outbox.last().released.extend(owed)
+        self._listener.opened(self)
         writer = asyncio.create_task(self._write(stream), name=f"writer {self.name}")
         try:
             return await self._read(stream)
@@ -226,9 +231,12 @@ class Link:
             await stream.write(messages.popleft())
 
     async def _read(self, stream: Any) -> str:
-        inflight = self.inflight
+        inflight, listener, now = self.inflight, self._listener, self._loop.time
         try:
             while (response := await stream.read()) is not grpc.aio.EOF:
+                self.heard = now()
+                if self.silent or response.draining is not self.draining:
+                    self._turn(response.draining)
                 for reply in response.replies:
                     number = reply.call
                     flight = inflight.get(number)
@@ -237,7 +245,7 @@ class Link:
                     if reply.outcome:
                         del inflight[number]
                     try:
-                        flight.owner.replied(flight, reply)
+                        listener.replied(flight, reply)
                     except Exception as error:  # one sequence's fault must not end the stream of all others
                         flight.owner.broke(error)
         except grpc.aio.AioRpcError as error:
@@ -247,46 +255,42 @@ class Link:
         return "it closed the stream"
 
     def _broke(self, why: str) -> None:
-        """Tell everybody, or let them wait."""
-        self.ready, self.why_down = False, why
+        """Hand everything back."""
+        was, self.ready, self.silent, self.why_down = self.ready, False, False, why
+        for message in self._outbox.messages:
+            self._owed.update(dict.fromkeys(message.released))
         self._outbox.messages.clear()
         flights = list(self.inflight.values())
         self.inflight.clear()
-        for flight in flights:
-            if flight.patient:
-                self._park(flight)
-            else:
-                flight.owner.failed(flight, why, True)
+        if was:
+            self._listener.lost(self, flights, why)
 
     def _signal(self) -> None:
         wake = self._wake
         if wake is not None and not wake.done():
             wake.set_result(None)
 
-    # Deadlines.
+    # Signs of life.
 
-    def _park(self, flight: Flight) -> None:
-        flight.number = 0
-        flight.patience = flight.patience or self._loop.time() + PATIENCE_S
-        self._parked.append(flight)
-        self._sweep_later()
+    async def _ask(self) -> None:
+        try:
+            info = await self._stub.Describe(pb.DescribeRequest(), timeout=SILENT_S)
+        except grpc.aio.AioRpcError:
+            well = False
+        else:
+            well = True
+            self.heard = self._loop.time()
+            if self.ready and (self.silent or info.draining is not self.draining):
+                self._turn(info.draining)
+        self._asking = None
+        self._listener.asked(self, well)
 
-    def _sweep_later(self) -> None:
-        if not self._sweeping:
-            self._sweeping = True
-            self._loop.call_later(SWEEP_S, self._sweep)
-
-    def _sweep(self) -> None:
-        now = self._loop.time()
-        for flight in [flight for flight in self.inflight.values() if flight.deadline <= now]:
-            self.withdraw(flight)
-            flight.owner.failed(flight, "no answer before the call's deadline", False)
-        for flight in [flight for flight in self._parked if flight.patience <= now]:
-            self._parked.remove(flight)
-            flight.owner.failed(flight, f"{self.why_down} (waited {PATIENCE_S:g} s)", True)
-        self._sweeping = False
-        if self.inflight or self._parked:
-            self._sweep_later()
+    def _turn(self, draining: bool) -> None:
+        """It is heard again, or is being drained (which never ends but with the process)."""
+        turned = self.silent or (draining and not self.draining)
+        self.silent, self.draining = False, self.draining or draining
+        if turned:
+            self._listener.turned(self)
 
 
 def _explain(error: grpc.aio.AioRpcError) -> str:

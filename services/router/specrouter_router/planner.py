@@ -12,9 +12,9 @@ from specrouter_core.chain import Plan
 from specrouter_core.event import Commit
 from specrouter_family.family import Family
 from specrouter_router.course import AdaptiveCourse, Course, FixedCourse, FollowedCourse, NarrowCourse
-from specrouter_router.link import Link
 from specrouter_router.metrics import Metrics
 from specrouter_router.pin import Pin
+from specrouter_router.replicas import Replicas
 from specrouter_router.traffic import Classes
 
 LOOK_S = 0.05  # how often the links are looked at
@@ -32,7 +32,7 @@ def chain_of(plan: Plan) -> Chain:
 class FixedPlanner:
     """The chain section of the family file, less what was not asked for, is down or is too short."""
 
-    def __init__(self, family: Family, links: Mapping[str, Link]) -> None:
+    def __init__(self, family: Family, links: Mapping[str, Replicas]) -> None:
         self._names = tuple(level.name for level in family.levels)
         self._chain = family.chain
         self._links = links
@@ -54,7 +54,7 @@ class FixedPlanner:
         return plan
 
 
-def fits_in(link: Link, length: int) -> bool:
+def fits_in(link: Replicas, length: int) -> bool:
     """Whether a level takes texts of ``length`` tokens, as far as it is known."""
     return link.info is not None and link.info.max_length >= length
 
@@ -80,7 +80,7 @@ class AdaptivePlanner:
     To be made when all links know what their levels are. ``now`` is the loop's clock, in seconds.
     """
 
-    def __init__(self, family: Family, links: Mapping[str, Link], metrics: Metrics) -> None:
+    def __init__(self, family: Family, links: Mapping[str, Replicas], metrics: Metrics) -> None:
         self._names = tuple(level.name for level in family.levels)
         self._chain = family.chain
         self._links = links
@@ -182,8 +182,11 @@ class AdaptivePlanner:
             for name in self._names
             if name != target and (not self._links[name].ready or self._shunned.get(name, 0.0) > now)
         }
-        if absent != self.adaptive.absent:
+        counts = [max(self._links[name].count, 1) for name in self._names]
+        if absent != self.adaptive.absent or counts != [member.replicas for member in self.adaptive.members]:
             self.adaptive.absent = absent
+            for member, count in zip(self.adaptive.members, counts, strict=True):
+                member.replicas = count
             self.adaptive.changed()
 
 

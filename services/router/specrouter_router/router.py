@@ -14,11 +14,12 @@ from contextlib import suppress
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import router_pb2, state_pb2
 from specrouter_family.family import Family
+from specrouter_router.endpoints import Endpoints
 from specrouter_router.judge import Judge
-from specrouter_router.link import Link
 from specrouter_router.metrics import Metrics
 from specrouter_router.planner import AdaptivePlanner, FixedPlanner
 from specrouter_router.refusal import RefusedError, busy, not_ready
+from specrouter_router.replicas import Replicas
 from specrouter_router.request import Limits, Request, wire
 from specrouter_router.sequence import Sequence as Running
 from specrouter_router.store import Record, Store, StoreError
@@ -57,7 +58,13 @@ class Router:
         self.draining = False
         self.running: dict[str, Running] = {}
         self.links = {
-            level.name: Link(level.name, level.address or "", self._judge(level.name), self._came_back)
+            level.name: Replicas(
+                level.name,
+                Endpoints(level.endpoints),
+                metrics,
+                self._came_back,
+                vital=level is family.target,
+            )
             for level in family.levels
         }
         self._target = self.links[family.target.name]
@@ -122,17 +129,6 @@ class Router:
             return f"the target {self._target.name} is down: {self._target.why_down}"
         return ""
 
-    def _judge(self, name: str) -> Callable[[pb.DescribeResponse], str]:
-        """Whether a replica may serve as this level: the same model as before, and a vocabulary that fits."""
-
-        def accept(info: pb.DescribeResponse) -> str:
-            before = self.links[name].info
-            if before is not None and before.model_digest != info.model_digest:
-                return f"its model has the digest {info.model_digest[:16]}, before it was {before.model_digest[:16]}"
-            return ""
-
-        return accept
-
     def _check_family(self) -> None:
         """All vocabularies known so far must be the same. Raises StartError."""
         known = [("the tokenizer", self.tokenizer.vocab_digest)]
@@ -146,9 +142,9 @@ class Router:
                     f"{known[0][0]} and {who} have different vocabularies: {known[0][1][:16]} and {digest[:16]}"
                 )
 
-    def _came_back(self, link: Link) -> None:
+    def _came_back(self, level: str) -> None:
         for sequence in self.running.values():
-            sequence.came_back(link.name)
+            sequence.came_back(level)
 
     # Requests.
 

@@ -20,11 +20,12 @@ from specrouter_core.event import Action, Call, Cancel, Commit, Event, Failed, F
 from specrouter_core.machine import Machine
 from specrouter_core.prefix import Text
 from specrouter_router.course import Course
-from specrouter_router.holding import Holding
-from specrouter_router.link import Flight, Link
+from specrouter_router.flight import Flight
 from specrouter_router.metrics import Metrics
 from specrouter_router.planner import chain_of
 from specrouter_router.refusal import RefusedError
+from specrouter_router.replicas import Replicas
+from specrouter_router.seat import Seat
 from specrouter_router.store import Record
 from specrouter_router.story import Account, ChainAccount, LevelAccount, Reason, Story
 
@@ -57,7 +58,7 @@ class Sequence:
         self,
         record: Record,
         course: Course,
-        links: Mapping[str, Link],
+        links: Mapping[str, Replicas],
         story: Story,
         metrics: Metrics,
         touch: Callable[[Sequence], None],
@@ -82,7 +83,7 @@ class Sequence:
         self.text = Text(spec.prompt)  # prompt and committed
         self.probe = 0  # top probabilities wanted of the target's next call
         self.probes: tuple[int, list[pb.Probe]] = (0, [])  # what the last such call said, from a position on
-        self._holdings: dict[str, Holding] = {}
+        self._seats: dict[str, Seat] = {}
         self._calls: dict[int, tuple[Flight, Call]] = {}
         self._accounts = {name: LevelAccount(name) for name in course.levels}
         self._chains: dict[tuple[tuple[str, ...], bool], ChainAccount] = {}
@@ -134,28 +135,28 @@ class Sequence:
         """The level is there again."""
         self._course.came_back(level)
 
-    def holding(self, level: str) -> Holding:
-        """What the level is believed to hold of it."""
-        holding = self._holdings.get(level)
-        if holding is None:
-            holding = self._holdings[level] = Holding(self.text, self.record.spec.params)
-        return holding
+    def seat(self, level: str) -> Seat:
+        """Where it sits at the level."""
+        seat = self._seats.get(level)
+        if seat is None:
+            seat = self._seats[level] = Seat(self.id, self.text, self.record.spec.params)
+        return seat
 
     # What links say.
 
     def fill(self, flight: Flight, message: pb.ExtendCall) -> None:
-        """See link.Owner."""
+        """See flight.Owner."""
         call = self._calls[flight.call][1]
         message.sequence = self.id
         message.epoch = self.record.epoch
-        self.holding(call.level).name_prefix(message, call.base, call.ahead)
+        flight.holding.name_prefix(message, call.base, call.ahead)
         message.proposals.extend(call.proposals)
         message.more = min(call.more, MAX_MORE)
         if self.probe and call.level == self._target:
             message.probe, self.probe = self.probe, 0
 
     def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:
-        """See link.Owner."""
+        """See flight.Owner."""
         outcome = reply.outcome
         if outcome == pb.OUTCOME_UNSPECIFIED:
             self._take(Reply(flight.call, list(reply.tokens), False))
@@ -168,7 +169,6 @@ class Sequence:
         account.queue_ms += timing.queue_us / 1000
         if outcome == pb.OUTCOME_DONE:
             del self._calls[flight.call]
-            self._holdings[level].confirm()
             now = self._now()
             self._course.answered(level, timing, now - flight.sent, now)
             if level == self._target:
@@ -182,10 +182,7 @@ class Sequence:
     def _not_done(self, flight: Flight, level: str, reply: pb.ExtendReply) -> None:
         why = reply.message or pb.Outcome.Name(reply.outcome)
         if reply.outcome == pb.OUTCOME_PREFIX_UNKNOWN:
-            if self._holdings[level].correct(reply.held, reply.held_hash):
-                self._links[level].send(flight)
-            else:
-                self.failed(flight, "it holds nothing of what it said it holds", False)
+            self.failed(flight, "it holds nothing of what it said it holds", False)
         elif reply.outcome == pb.OUTCOME_OVERLOADED:
             self._overloaded(flight, level, reply, why)
         elif reply.outcome == pb.OUTCOME_STALE_EPOCH:
@@ -213,14 +210,14 @@ class Sequence:
             self._links[level].send(flight)
 
     def failed(self, flight: Flight, why: str, gone: bool) -> None:
-        """See link.Owner."""
+        """See flight.Owner."""
         if flight.call in self._calls:
             _, call = self._calls.pop(flight.call)
             self._metrics.call_ended(call.level, "gone" if gone else "failed")
             self._take(Failed(flight.call, fatal=gone, why=why))
 
     def broke(self, error: Exception) -> None:
-        """See link.Owner."""
+        """See flight.Owner."""
         log.error("sequence %s broke off", self.id, exc_info=error)
         self.break_off(RefusedError("the router failed on a reply", status=500))
 
@@ -234,9 +231,10 @@ class Sequence:
         for action in actions:
             match action:
                 case Call():
-                    flight = Flight(self, action.call, patient=action.level == self._target)
+                    level = action.level
+                    flight = Flight(self, action.call, level == self._target, self.seat(level))
                     self._calls[action.call] = (flight, action)
-                    self._links[action.level].send(flight)
+                    self._links[level].send(flight)
                 case Withdraw():
                     gone = self._calls.pop(action.call, None)
                     if gone is not None:
@@ -306,8 +304,8 @@ class Sequence:
         if self.ended:
             record.ended = True
             record.finish = FINISHES[self._reason()]
-            for name in self._holdings:
-                self._links[name].release(self.id)
+            for name, seat in self._seats.items():
+                self._links[name].release(seat)
         return self.ended
 
     def _reason(self) -> Reason | None:

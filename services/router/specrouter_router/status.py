@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 
 from specrouter_router.adaptive_status import adaptive_body
-from specrouter_router.link import Link
 from specrouter_router.planner import AdaptivePlanner
+from specrouter_router.replicas import Replicas
 from specrouter_router.router import Router
 
 
@@ -58,7 +58,7 @@ def status_routes(router: Router) -> APIRouter:
     return routes
 
 
-def _level(link: Link) -> dict[str, Any]:
+def _level(link: Replicas) -> dict[str, Any]:
     info = link.info
     return {
         "name": link.name,

@@ -1,0 +1,52 @@
+"""Where one sequence sits at one level: the replica that has its KV, and what each replica holds of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from specrouter.v1 import level_pb2 as pb
+from specrouter_core.prefix import Text
+from specrouter_router.holding import Holding
+
+if TYPE_CHECKING:
+    from specrouter_router.link import Link
+
+
+class Seat:
+    """See the module. ``text`` is the sequence's committed text, which only grows."""
+
+    __slots__ = ("_params", "_text", "holdings", "link", "sequence")
+
+    def __init__(self, sequence: str, text: Text, params: pb.SequenceParams) -> None:
+        self.sequence = sequence
+        self.link: Link | None = None  # where its next call goes
+        self.holdings: dict[Link, Holding] = {}  # of every replica that may hold something of it
+        self._text = text
+        self._params = params
+
+    @property
+    def held(self) -> int:
+        """Tokens that the replica of its next call is believed to hold."""
+        holding = self.holdings.get(self.link) if self.link is not None else None
+        return holding.held if holding is not None else 0
+
+    def at(self, link: Link) -> Holding:
+        """What the replica is believed to hold."""
+        holding = self.holdings.get(link)
+        if holding is None:
+            holding = self.holdings[link] = Holding(self._text, self._params)
+        return holding
+
+    def move(self, link: Link | None) -> None:
+        """Its next call goes there."""
+        if self.link is not None:
+            self.link.seats.discard(self)
+        self.link = link
+        if link is not None:
+            link.seats.add(self)
+
+    def forget(self, link: Link) -> None:
+        """The replica holds nothing of it any more."""
+        self.holdings.pop(link, None)
+        if self.link is link:
+            self.move(None)
