@@ -1,0 +1,93 @@
+"""The OTLP/gRPC metrics receiver: levels and routers, or collectors for them, push to it.
+
+opentelemetry.proto.collector.metrics.v1.MetricsService/Export. What cannot be used is answered with INVALID_ARGUMENT
+and the field's name, points of strangers are counted in ``partial_success``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsPartialSuccess,
+    ExportMetricsServiceRequest,
+    ExportMetricsServiceResponse,
+)
+
+from specrouter_operator import metric_names, otlp
+from specrouter_operator.store import Store
+
+log = logging.getLogger(__name__)
+
+SERVICE = "opentelemetry.proto.collector.metrics.v1.MetricsService"
+WORKERS = 2
+MAX_WAITING = 256  # calls at once; more are refused
+OPTIONS = (
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+)
+
+
+class Receiver:
+    """One server that fills one store. ``clock``: seconds, of the clock that the store is asked with."""
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self.requests = 0
+        self.points = 0  # taken
+        self.refused = 0  # requests
+        self.skipped = 0  # points of resources that are no level or router
+        self._store = store
+        self._clock = clock
+        self._server = grpc.server(
+            ThreadPoolExecutor(WORKERS, "otlp"), options=OPTIONS, maximum_concurrent_rpcs=MAX_WAITING
+        )
+        # What cannot be parsed is None here, so that it is answered with a clear status.
+        handler = grpc.unary_unary_rpc_method_handler(
+            self._export, _parse, ExportMetricsServiceResponse.SerializeToString
+        )
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Export": handler}),))
+
+    def start(self, address: str) -> int:
+        """Listen on ``host:port``; returns the port. OSError when it is taken."""
+        try:
+            port: int = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}") from error
+        self._server.start()
+        log.info("OTLP metrics are received on %s", address)
+        return port
+
+    def stop(self, grace: float = 1.0) -> None:
+        """End; calls that run may end within ``grace`` seconds."""
+        self._server.stop(grace).wait(grace + 1)
+
+    def _export(
+        self, request: ExportMetricsServiceRequest | None, context: grpc.ServicerContext
+    ) -> ExportMetricsServiceResponse:
+        self.requests += 1
+        try:
+            if request is None:
+                raise ValueError("request: not an ExportMetricsServiceRequest")
+            found = otlp.read(request, metric_names.READ)
+        except ValueError as error:
+            self.refused += 1
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        self._store.take(found.updates, self._clock())
+        self.points += len(found.updates)
+        self.skipped += found.skipped
+        if not found.skipped:
+            return ExportMetricsServiceResponse()
+        partial = ExportMetricsPartialSuccess(rejected_data_points=found.skipped, error_message=found.why)
+        return ExportMetricsServiceResponse(partial_success=partial)
+
+
+def _parse(data: bytes) -> ExportMetricsServiceRequest | None:
+    try:
+        return ExportMetricsServiceRequest.FromString(data)
+    except DecodeError:
+        return None
