@@ -74,6 +74,7 @@ class Router:
     family: Path
     redis_url: str
     log: Path
+    env: Mapping[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(2))
     child: Process | None = None
 
@@ -92,7 +93,7 @@ class Router:
     def start(self, *, wait: bool = True) -> Router:
         argv = [BIN / "specrouter-router", "--family", self.family, "--redis-url", self.redis_url]
         argv += ["--http-port", str(self.ports[0]), "--grpc-port", str(self.ports[1])]
-        self.child = Process(argv, self.log)
+        self.child = Process(argv, self.log, env=self.env)
         if wait:
             assert until(lambda: answers(f"{self.url}/readyz"), START_S), self.log.read_text()
         return self
