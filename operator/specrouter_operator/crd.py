@@ -92,7 +92,7 @@ def _parts(out: dict[str, Any], schema: Mapping[str, Any], named: Mapping[str, A
             if "description" not in made:
                 raise ValueError(f"{where}.{name}: has no description")
             if name not in schema.get("required", ()) and _defaultable(made):
-                made.setdefault("default", {})
+                made.setdefault("default", _defaults(made))
     elif kind == "object":
         out.setdefault("maxProperties", MOST_ITEMS)
         keys = schema.get("patternProperties", {})
@@ -109,6 +109,11 @@ def _defaultable(schema: Mapping[str, Any]) -> bool:
     """An object without required fields, whose own defaults only count once it is there itself."""
     inner = schema.get("properties", {}).values()
     return schema.get("type") == "object" and not schema.get("required") and any("default" in part for part in inner)
+
+
+def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults within, written out: rules are tried on a default before what is in it has its own."""
+    return {name: part["default"] for name, part in schema["properties"].items() if "default" in part}
 
 
 @dataclass(frozen=True, slots=True)

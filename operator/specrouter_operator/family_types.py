@@ -23,6 +23,21 @@ class Resources(Spec):
     limits: Annotated[dict[str, Quantity], Field(max_length=16)] = Field(default_factory=dict)
     """Resource -> quantity the container may use at most. GPUs are set by gpus."""
 
+    model_config = ConfigDict(
+        json_schema_extra=rules(
+            (
+                "!has(self.requests) || !has(self.limits) || self.requests.all(k, !(k in self.limits) || "
+                "quantity(string(self.requests[k])).compareTo(quantity(string(self.limits[k]))) <= 0)",
+                "requests: must be at most limits",
+            ),
+            (
+                "(!has(self.requests) || !('nvidia.com/gpu' in self.requests)) && "
+                "(!has(self.limits) || !('nvidia.com/gpu' in self.limits))",
+                "limits: GPUs are set by the level's gpus",
+            ),
+        )
+    )
+
 
 class Toleration(Spec):
     """A taint that the level's pods tolerate."""

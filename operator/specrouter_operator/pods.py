@@ -1,0 +1,175 @@
+"""The pods of a level: one container with our level image, restricted, probed, drained. Pure."""
+
+from __future__ import annotations
+
+from specrouter_operator.family_types import Level, ModelFamilySpec
+from specrouter_operator.resource import FAMILY_LABEL, LEVEL_LABEL, Object
+from specrouter_operator.settings import Settings
+
+HTTP_PORT, GRPC_PORT = 8080, 9000
+MODEL_PATH = "/mnt/models"
+GPU = "nvidia.com/gpu"
+DEFAULTS = {"cpu": ("100m", "1"), "memory": ("256Mi", "2Gi")}  # request and limit of a level that gives neither
+LOADING_S, PROBE_S = 1800, 5  # how long weights may take to load, seconds between two probes
+GRACE_S = 10  # beyond the drain, to end
+# Settings of a level that are options of its command, by its name there; see `specrouter-level --help`.
+OPTIONS = ("dtype", "quantization", "threads", "exactness", "max_length", "slots", "agreement", "step_ms")
+
+
+def level_labels(family: str, level: str) -> dict[str, str]:
+    """What marks the pods, and all objects, of a level."""
+    return {"app.kubernetes.io/part-of": "specrouter", FAMILY_LABEL: family, LEVEL_LABEL: level}
+
+
+def selector(family: str, level: str) -> dict[str, str]:
+    """What selects a level's pods."""
+    return {FAMILY_LABEL: family, LEVEL_LABEL: level}
+
+
+def pod_spec(
+    family: str, namespace: str, spec: ModelFamilySpec, level: Level, settings: Settings, *, kserve: bool
+) -> Object:
+    """The PodSpec of a level's replicas. With ``kserve``, its webhook brings the weights of a storageUri."""
+    volumes: list[Object] = [{"name": "tmp", "emptyDir": {}}]
+    mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108  # the rest is read-only
+    init: list[Object] = []
+    environment = _environment(family, namespace, level, settings)
+    if level.pvc is not None:
+        claim = {"claimName": level.pvc.claim_name, "readOnly": True}
+        volumes.append({"name": "weights", "persistentVolumeClaim": claim})
+        mount: Object = {"name": "weights", "mountPath": MODEL_PATH, "readOnly": True}
+        mounts.append(mount | ({"subPath": level.pvc.path.rstrip("/")} if level.pvc.path else {}))
+    elif level.storage_uri is not None and kserve:
+        environment.append({"name": "STORAGE_URI", "value": level.storage_uri})
+    elif level.storage_uri is not None:
+        volumes.append({"name": "weights", "emptyDir": {}})
+        mounts.append({"name": "weights", "mountPath": MODEL_PATH, "readOnly": True})
+        init.append(_fetch(level.storage_uri, settings))
+    container: Object = {
+        "name": "kserve-container",  # the name that KServe's webhook looks for
+        "image": level.image or spec.image or settings.level_image,
+        "args": arguments(level),
+        "env": environment,
+        "ports": [
+            {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
+            {"name": "h2c", "containerPort": GRPC_PORT, "protocol": "TCP"},
+        ],
+        "resources": _resources(level),
+        "securityContext": _restricted(),
+        "volumeMounts": mounts,
+        **_probes(),
+    }
+    pod: Object = {
+        "containers": [container],
+        "volumes": volumes,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "terminationGracePeriodSeconds": spec.drain_seconds + GRACE_S,
+        "automountServiceAccountToken": False,
+    }
+    return pod | ({"initContainers": init} if init else {}) | _placement(family, spec, level)
+
+
+def arguments(level: Level) -> list[str]:
+    """The command line of `specrouter-level`."""
+    given = {
+        "name": level.name,
+        "engine": level.engine,
+        "host": "0.0.0.0",  # noqa: S104  # other pods call it
+        "http-port": HTTP_PORT,
+        "grpc-port": GRPC_PORT,
+    }
+    if level.engine == "torch":
+        given["model"] = MODEL_PATH
+        given["device"] = level.device or ("cuda:0" if level.gpus else "cpu")
+    for name in OPTIONS:
+        if getattr(level, name) is not None:
+            given[name.replace("_", "-")] = getattr(level, name)
+    return [f"--{name}={value}" for name, value in given.items()]
+
+
+def _environment(family: str, namespace: str, level: Level, settings: Settings) -> list[Object]:
+    """Where metrics go, and whose they are (OpenTelemetry's own variables)."""
+    if not settings.otlp_endpoint:
+        return []
+    whose = (
+        f"specrouter.family={family},specrouter.level={level.name},k8s.namespace.name={namespace},"
+        "service.instance.id=$(POD_NAME)"
+    )
+    return [
+        {"name": "POD_NAME", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
+        {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": settings.otlp_endpoint},
+        {"name": "OTEL_SERVICE_NAME", "value": "specrouter-level"},
+        {"name": "OTEL_RESOURCE_ATTRIBUTES", "value": whose},
+    ]
+
+
+def _fetch(uri: str, settings: Settings) -> Object:
+    return {
+        "name": "storage-initializer",
+        "image": settings.storage_image,
+        "args": [uri, MODEL_PATH],
+        "resources": {"requests": {"cpu": "100m", "memory": "256Mi"}, "limits": {"cpu": "2", "memory": "4Gi"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "weights", "mountPath": MODEL_PATH}],
+    }
+
+
+def _resources(level: Level) -> Object:
+    """As the level says, nothing left out (KServe would fill it in): request and limit of each are equal when one is
+    given. GPUs are both."""
+    requests, limits = _texts(level.resources.requests), _texts(level.resources.limits)
+    for name, (least, most) in DEFAULTS.items():
+        given = requests.get(name), limits.get(name)
+        requests[name] = given[0] or given[1] or least
+        limits[name] = given[1] or given[0] or most
+    if level.gpus:
+        requests[GPU] = limits[GPU] = str(level.gpus)
+    return {"requests": requests, "limits": limits}
+
+
+def _texts(quantities: dict[str, int | str]) -> dict[str, str]:
+    return {name: str(value) for name, value in quantities.items()}
+
+
+def _restricted() -> Object:
+    """What Kubernetes' restricted pod security standard asks for, and a read-only root."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def _probes() -> Object:
+    def probe(path: str, failures: int) -> Object:
+        return {
+            "httpGet": {"path": path, "port": HTTP_PORT, "scheme": "HTTP"},
+            "periodSeconds": PROBE_S,
+            "timeoutSeconds": PROBE_S,
+            "failureThreshold": failures,
+            "successThreshold": 1,
+        }
+
+    return {
+        "startupProbe": probe("/v2/health/ready", LOADING_S // PROBE_S),
+        "readinessProbe": probe("/v2/health/ready", 2),
+        "livenessProbe": probe("/v2/health/live", 6),
+    }
+
+
+def _placement(family: str, spec: ModelFamilySpec, level: Level) -> Object:
+    """Where the pods may run. What the level doesn't say is left out."""
+    spread = [
+        {**one.model_dump(by_alias=True), "labelSelector": {"matchLabels": selector(family, level.name)}}
+        for one in level.topology_spread_constraints
+    ]
+    tolerations = [one.model_dump(by_alias=True, exclude_none=True) for one in level.tolerations]
+    parts = {
+        "runtimeClassName": level.runtime_class_name,
+        "nodeSelector": level.node_selector,
+        "tolerations": tolerations,
+        "topologySpreadConstraints": spread,
+        "serviceAccountName": spec.service_account_name,
+    }
+    return {name: value for name, value in parts.items() if value}

@@ -1,0 +1,92 @@
+"""A family, its policy and its Deployments, as the controllers of weights and replicas see them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from specrouter_operator.family_types import Level, ModelFamilySpec
+from specrouter_operator.objects import deployment_name
+from specrouter_operator.policy_types import RoutingPolicySpec
+from specrouter_operator.resource import Object
+from specrouter_operator.rules import LevelState, Mesh, Rules
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One level's Deployment. ``wanted`` is its spec.replicas; None: it isn't there yet."""
+
+    wanted: int | None = None
+    replicas: int = 0
+    ready: int = 0
+
+    @classmethod
+    def of(cls, deployment: Object | None) -> Seen:
+        """What a Deployment says. Its counts only count when they are about its newest spec."""
+        if deployment is None:
+            return cls()
+        spec, status = deployment["spec"], deployment.get("status", {})
+        current = int(status.get("observedGeneration", 0)) >= int(deployment["metadata"].get("generation", 0))
+        return cls(
+            wanted=int(spec.get("replicas", 1)),
+            replicas=int(status.get("replicas", 0)) if current else max(int(status.get("replicas", 0)), 1),
+            ready=int(status.get("readyReplicas", 0)),
+        )
+
+
+def bounds(spec: ModelFamilySpec, level: Level, policy: RoutingPolicySpec | None) -> tuple[int, int]:
+    """The fewest and most replicas of a level: its own bounds, for so many copies of the family."""
+    if spec.replicas == 0:
+        return 0, 0
+    most = level.replicas.most
+    least = min(level.replicas.min * spec.replicas, most)
+    if least == 0 and policy is not None and policy.scaling.mode == "Auto" and not policy.scaling.scale_to_zero:
+        least = min(1, most)
+    return least, most
+
+
+def mesh(
+    key: str,
+    spec: ModelFamilySpec,
+    policy: RoutingPolicySpec | None,
+    seen: Mapping[str, Seen],
+    weights: Mapping[str, int],
+) -> Mesh:
+    """The family ``key`` (namespace/name) now. ``weights``: as last published."""
+    levels = []
+    for level in spec.levels:
+        one, (least, most) = seen[level.name], bounds(spec, level, policy)
+        state = LevelState(
+            name=level.name,
+            replicas=one.wanted if one.wanted is not None else least,
+            ready=one.ready,
+            least=least,
+            most=most,
+            gpus=level.gpus,
+            step_ms=policy.objective.step_ms.get(level.name) if policy is not None else None,
+        )
+        levels.append(state)
+    return Mesh(name=key, levels=tuple(levels), weights=dict(weights))
+
+
+def rules(policy: RoutingPolicySpec) -> Rules:
+    """The policy, in the controllers' terms."""
+    return Rules(
+        pins={name: float(value) for name, value in policy.weights.pins.items()},
+        error_rate=policy.objective.errors / 100,
+        automatic=policy.scaling.mode == "Auto",
+        utilisation=policy.objective.utilisation / 100,
+        gpus=policy.scaling.gpu_budget,
+        up_window=float(policy.scaling.stabilization.up_seconds),
+        down_window=float(policy.scaling.stabilization.down_seconds),
+        up_step=policy.scaling.max_step.up,
+        down_step=policy.scaling.max_step.down,
+        weight_interval=float(policy.weights.interval_seconds),
+        stale=float(policy.signals.freshness_seconds),
+        lookahead=policy.routing.lookahead,
+    )
+
+
+def deployments(family: str, spec: ModelFamilySpec, find: Mapping[str, Object]) -> dict[str, Seen]:
+    """Level -> its Deployment, out of all by name."""
+    return {level.name: Seen.of(find.get(deployment_name(family, level.name))) for level in spec.levels}
