@@ -1,10 +1,23 @@
-"""What the router counts, in Prometheus' form."""
+"""What the router counts and measures, for Prometheus and OpenTelemetry. All its instruments are here."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator
 
-SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from specrouter_core.adaptive import Adaptive
+from specrouter_core.spread import COUNTS
+from specrouter_telemetry.collected import Spreads
+
+EVIDENCE = 4.0  # observations from which a pair's agreement is told
+# OpenTelemetry's names for what generative models' servers measure.
+OTEL_NAMES = {
+    "gen_ai_server_time_per_output_token_seconds": "gen_ai.server.time_per_output_token",
+    "gen_ai_server_time_to_first_token_seconds": "gen_ai.server.time_to_first_token",
+}
 
 
 class Metrics:
@@ -21,9 +34,18 @@ class Metrics:
         self._calls = Counter(
             "specrouter_calls", "Calls to levels by how they ended", ["level", "outcome"], registry=registry
         )
-        self.round_seconds = Histogram(
-            "specrouter_round_seconds", "Time between two commits of a sequence", registry=registry, buckets=SECONDS
-        )
+        self.round_seconds = Spreads("specrouter_round_seconds", "Time between two commits of a sequence", registry)[""]
+        per_token, first_token = OTEL_NAMES
+        self.per_token = Spreads(per_token, "Time per token after the first ones", registry, by="class")
+        self.first_token = Spreads(first_token, "From a request to its first tokens", registry, by="class")
+        self.requests = Counter("specrouter_requests", "Requests, refused ones among them", registry=registry)
+        self.prompts = Spreads("specrouter_prompt_tokens", "Of ended requests", registry, bounds=COUNTS)[""]
+        self.generated = Spreads("specrouter_generated_tokens", "Of ended requests", registry, bounds=COUNTS)[""]
+        pair = ["lower", "upper"]
+        self._offered = Counter("specrouter_offered", "Proposals of one level to another", pair, registry=registry)
+        self._accepted = Counter("specrouter_accepted", "Proposals that were accepted", pair, registry=registry)
+        self.policy_version = Gauge("specrouter_policy_version", "Of the operator's policy in force", registry=registry)
+        self.planned = Planned(registry)
         self.switches = Counter("specrouter_switches", "Changes of a running sequence's chain", registry=registry)
         self.scores = Counter("specrouter_scores", "Calls that judge a level outside the chain", registry=registry)
         self.finished = Counter("specrouter_finished", "Sequences by how they ended", ["reason"], registry=registry)
@@ -47,6 +69,38 @@ class Metrics:
             counter = self._tokens_by[origin] = self._tokens.labels(origin)
         counter.inc(count)
 
+    def checked(self, lower: str, upper: str, offered: int, accepted: int) -> None:
+        """So many proposals of one level were checked by another."""
+        if offered:
+            self._offered.labels(lower, upper).inc(offered)
+            self._accepted.labels(lower, upper).inc(accepted)
+
     def text(self) -> bytes:
         """The exposition."""
         return generate_latest(self.registry)
+
+
+class Planned(Collector):
+    """What the planner believes, read when asked for."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.adaptive: Adaptive | None = None  # none while chains are fixed
+        registry.register(self)
+
+    def describe(self) -> list[Metric]:
+        """Nothing is known before the first scrape."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Agreement of each level with the target, and the levels' weights."""
+        agreement = GaugeMetricFamily("specrouter_agreement", "With the target's draws, as measured", labels=["level"])
+        weights = GaugeMetricFamily("specrouter_weight", "How freely a level may be used, 0 to 100", labels=["level"])
+        if self.adaptive is not None:
+            members = self.adaptive.members
+            for member in members:
+                weights.add_metric([member.name], member.weight)
+                if self.adaptive.agreement.seen(member.name, members[-1].name) >= EVIDENCE:
+                    rate = self.adaptive.agreement.rate(member.name, members[-1].name)
+                    agreement.add_metric([member.name], rate)
+        yield agreement
+        yield weights

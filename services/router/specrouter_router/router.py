@@ -101,6 +101,7 @@ class Router:
         if self.family.chain.policy == "adaptive":
             self.planner = AdaptivePlanner(self.family, self.links, self.metrics)
             self.judge = Judge(self.planner, self.links, self.metrics)
+            self.metrics.planned.adaptive = self.planner.adaptive
         self._started = True
         log.info("ready: family %s, levels %s", self.family.name, ", ".join(self.links))
 
@@ -160,6 +161,7 @@ class Router:
         if why:
             raise not_ready(why)
         if len(self.running) >= self._max_running:
+            self.metrics.requests.inc()
             raise busy(self._max_running)
 
     async def ids(self, work: Callable[[], list[int]]) -> list[int]:
@@ -178,6 +180,7 @@ class Router:
     def submit(self, request: Request, prompt_field: str = "prompt") -> Running:
         """Start a sequence. Raises RefusedError."""
         self.admit()
+        self.metrics.requests.inc()
         room = request.room(self.limits, prompt_field)
         name = secrets.token_hex(16)
         course = self.planner.course(name, request.pin, len(request.prompt) + room, request.traffic)

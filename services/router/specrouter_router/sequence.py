@@ -21,6 +21,7 @@ from specrouter_core.machine import Machine
 from specrouter_core.prefix import Text
 from specrouter_router.course import Course
 from specrouter_router.flight import Flight
+from specrouter_router.measure import Measure
 from specrouter_router.metrics import Metrics
 from specrouter_router.planner import chain_of
 from specrouter_router.refusal import RefusedError
@@ -95,6 +96,9 @@ class Sequence:
         self._matched = False
         self._now = asyncio.get_running_loop().time
         self._last = self._now()  # when the last round ended
+        self._measure = Measure(
+            metrics, spec.traffic_class, len(spec.prompt), self._last, resumed=bool(record.tokens)
+        )
 
     @property
     def ended(self) -> bool:
@@ -259,7 +263,7 @@ class Sequence:
         """Account for it, and take another plan if there is one."""
         now = self._now()
         seconds, self._last = now - self._last, now
-        self._metrics.round_seconds.observe(seconds)
+        self._measure.round(seconds, len(commit.tokens), now)
         plan = self._machine.plan
         chain = chain_of(plan)
         account = self._chains.get(chain)
@@ -276,6 +280,7 @@ class Sequence:
         if new is not None and new != plan:
             if new.levels != plan.levels:
                 self._switches += 1
+                self._measure.checked(plan, self._machine.tallies)
                 self._metrics.switches.inc()
             self._take(Replan(new))
 
@@ -304,6 +309,9 @@ class Sequence:
         if self.ended:
             record.ended = True
             record.finish = FINISHES[self._reason()]
+            self._measure.checked(self._machine.plan, self._machine.tallies)
+            if record.finish:
+                self._measure.ended()
             for name, seat in self._seats.items():
                 self._links[name].release(seat)
         return self.ended
