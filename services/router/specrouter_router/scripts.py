@@ -19,12 +19,13 @@ from specrouter_family.family import FROM_TARGET, Family, FamilyError
 from specrouter_router import tokenizer as tokenizers
 from specrouter_router import tokenizer_source
 from specrouter_router.generate import RouterServer
-from specrouter_router.metrics import Metrics
+from specrouter_router.metrics import OTEL_NAMES, Metrics
 from specrouter_router.openai_api import make_app
 from specrouter_router.records import StoreError
 from specrouter_router.router import Router, StartError
 from specrouter_router.store import RedisStore
 from specrouter_router.tokenizer import Tokenizer, TokenizerError
+from specrouter_telemetry import push
 
 log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -107,6 +108,10 @@ async def _serve(
         )
     )
     grpc_server = RouterServer(router)
+    who = {"service.name": "specrouter-router", "specrouter.family": family.name}
+    pushing = push.Push(metrics.registry, who, OTEL_NAMES) if push.wanted() else None
+    if pushing is not None:
+        pushing.start()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -130,6 +135,8 @@ async def _serve(
         http.should_exit = True
         await grpc_server.stop(GRPC_GRACE_S)
         await asyncio.wait({http_task}, timeout=3)
+        if pushing is not None:
+            await asyncio.to_thread(pushing.stop)
         await store.close()
 
 
