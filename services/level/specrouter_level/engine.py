@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from specrouter_core.sampling import Sampling
+from specrouter_level.codec import Array, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,29 @@ class Info:
     costs: tuple[StepCost, ...]  # from the calibration at start, by rows
 
 
+class Memory(Protocol):
+    """What an engine keeps of its slots' positions, to copy out and in again.
+
+    Used from threads of its own while steps run: of positions that no step writes meanwhile, or else the copy is void.
+    """
+
+    layout: Layout
+
+    def read(self, slot: int, begin: int, end: int) -> list[Array]:
+        """Copies of the positions, one array [heads, end - begin, dim] for each part of the layout."""
+        ...
+
+    def write(self, slot: int, begin: int, block: Sequence[Array]) -> None:
+        """Put them back, from position ``begin`` on."""
+        ...
+
+
 class Engine(Protocol):
     """A model behind the scheduler."""
 
     info: Info
     inline: bool  # a step takes microseconds: run it where the calls arrive, not in a thread
+    memory: Memory | None  # None: it keeps nothing worth a checkpoint
 
     def step(self, spans: Sequence[Span]) -> list[Drawn]:
         """One pass over all spans (different slots, at most ``max_rows`` tokens together)."""

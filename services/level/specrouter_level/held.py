@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from specrouter_level.call import Call
     from specrouter_level.stream import Stream
 
+BLOCK = 64  # positions; checkpoints are made of these, a multiple of the chunk in which a bitwise level reads prompts
 MAX_KNOWN = 256  # draws remembered of one sequence
 
 
@@ -36,6 +37,8 @@ class Held:
     fed: Sequence[int] | None = None  # what the slot will hold after the step that runs now; None = in no step
     known: dict[int, tuple[int, float]] = field(default_factory=dict)  # hash of a prefix -> its draw and confidence
     released: bool = False  # ended while in a step: free the slot when the step ends
+    restoring: bool = False  # ``fed`` comes from a checkpoint and not from a step
+    offered: int = 0  # leading blocks that were offered to the checkpoints
 
     @property
     def idle(self) -> bool:
@@ -52,7 +55,12 @@ class Held:
             shared = next((i for i, token in enumerate(tail) if token != suffix[i]), len(tail))
         self.text.truncate(base + shared)
         self.text.extend(suffix[shared:])
-        self.valid = min(self.valid, base + shared)
+        self.keep(base + shared)
+
+    def keep(self, length: int) -> None:
+        """Count no more than the first ``length`` positions of the slot."""
+        self.valid = min(self.valid, length)
+        self.offered = min(self.offered, length // BLOCK)
 
     def remember(self, value: int, fed: Sequence[int], drawn: Drawn) -> None:
         """Keep the draws of a step: the first after the prefix of hash ``value``, each next after one token of ``fed``.
@@ -69,4 +77,5 @@ class Held:
     def settle(self) -> None:
         """After a step whose call is gone: keep the KV of what the step fed and the text still shares."""
         self.valid = self.text.shared(self.fed or ())
+        self.offered = min(self.offered, self.valid // BLOCK)
         self.fed = None

@@ -13,6 +13,15 @@ from specrouter_core.spread import COUNTS
 from specrouter_level.scheduler import Scheduler
 from specrouter_telemetry.collected import Spreads
 
+KV_TEXT = (
+    "Blocks written, known already, void (overwritten meanwhile), failed, delayed (full queue), evicted; lookups,"
+    " restores, declined ones (dearer than prefill); bytes and tokens."
+)
+KV_EVENTS = (
+    "written", "known", "void", "failed", "delayed", "evicted", "lookups", "restores", "declined",
+    "written_bytes", "restored_bytes", "restored_tokens",
+)  # fmt: skip
+
 
 class Metrics(Collector):
     """Totals are read from the scheduler when asked for; only steps and waits are observed as they happen."""
@@ -68,8 +77,13 @@ class Metrics(Collector):
             counter = CounterMetricFamily(f"specrouter_level_{name}", what, labels=["level"])
             counter.add_metric([self._level], value)
             yield counter
+        yield from self._checkpoints()
+        slots = self._scheduler.slots
         now = {
-            "sequences_held": ("Sequences in the engine's slots.", len(self._scheduler.slots)),
+            "sequences_held": ("Sequences in the engine's slots.", len(slots)),
+            "sequences_attached": ("Sequences whose router's stream is open.", slots.attached),
+            "positions_held": ("Positions of all sequences held.", slots.positions),
+            "rows_running": ("Tokens fed in the step that runs now.", self._scheduler.rows),
             "slots": ("Sequences that can be held at once.", self._scheduler.info.slots),
             "calls_running": ("Calls not yet answered.", self._scheduler.busy),
         }
@@ -77,9 +91,39 @@ class Metrics(Collector):
             gauge = GaugeMetricFamily(f"specrouter_level_{name}", what, labels=["level"])
             gauge.add_metric([self._level], value)
             yield gauge
+        yield self._costs()
+
+    def _costs(self) -> Metric:
         costs = GaugeMetricFamily(
             "specrouter_level_step_cost_seconds", "Time of a step by its rows, as calibrated.", labels=["level", "rows"]
         )
         for cost in self._scheduler.info.costs:
             costs.add_metric([self._level, str(cost.rows)], cost.seconds)
-        yield costs
+        return costs
+
+    def _checkpoints(self) -> Iterator[Metric]:
+        """What became of blocks of KV on their way to Redis and back."""
+        checkpoints = self._scheduler.checkpoints
+        if checkpoints is None:
+            return
+        blocks = CounterMetricFamily("specrouter_level_kv", KV_TEXT, labels=["level", "event"])
+        for event in KV_EVENTS:
+            blocks.add_metric([self._level, event], checkpoints.counts[event])
+        yield blocks
+        ignored = CounterMetricFamily(
+            "specrouter_level_kv_ignored", "Restores cut short, by why.", labels=["level", "why"]
+        )
+        for why, count in list(checkpoints.ignored.items()):
+            ignored.add_metric([self._level, why], count)
+        yield ignored
+        now = {
+            "kv_queued": ("Blocks and restores that wait.", checkpoints.queued),
+            "kv_bytes_held": (
+                "Bytes of the positions of all sequences held.",
+                self._scheduler.slots.positions * checkpoints.position_bytes,
+            ),
+        }
+        for name, (what, value) in now.items():
+            gauge = GaugeMetricFamily(f"specrouter_level_{name}", what, labels=["level"])
+            gauge.add_metric([self._level], value)
+            yield gauge

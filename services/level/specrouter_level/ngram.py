@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from specrouter_level.engine import Drawn, Info, Span
+from specrouter_level.engine import Drawn, Info, Memory, Span
 
 RULE = "ngram: most recent earlier occurrence of the last 3, then 2 ids"
 
@@ -68,6 +68,7 @@ class NgramEngine:
     """Prompt lookup behind the engine's interface. All draws of a call come in one step."""
 
     inline = True
+    memory: Memory | None = None  # its index is quicker made anew than restored
 
     def __init__(self, *, max_length: int, slots: int, max_rows: int) -> None:
         self.info = Info(

@@ -16,15 +16,20 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.prefix import START
 from specrouter_level import call as calls
+from specrouter_level import spans
 from specrouter_level.call import Call
 from specrouter_level.engine import Drawn, Info, Span
 from specrouter_level.held import Held
 from specrouter_level.slots import Slots
 from specrouter_level.stream import Stream
+
+if TYPE_CHECKING:
+    from specrouter_level.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +56,9 @@ class Counts:
 class Scheduler:
     """Calls of many streams on one engine."""
 
-    def __init__(self, info: Info) -> None:
+    def __init__(self, info: Info, checkpoints: Checkpoints | None = None) -> None:
         self.info = info
+        self.checkpoints = checkpoints
         self.slots = Slots(info.slots)
         self.counts = Counts(calls={})
         self.draining = False  # only sequences of open streams are served
@@ -67,6 +73,11 @@ class Scheduler:
     def busy(self) -> int:
         """Calls not yet answered."""
         return len(self._live)
+
+    @property
+    def rows(self) -> int:
+        """Tokens fed in the step that runs now."""
+        return sum(len(span.text) - span.start for _, span in self._step)
 
     @property
     def healthy(self) -> bool:
@@ -129,6 +140,8 @@ class Scheduler:
                 return self._refuse(stream, message, pb.OUTCOME_OVERLOADED, "every slot is busy", retry_ms=pause)
             if held.params != params:
                 held.known.clear()
+                if held.params.prompt_length != params.prompt_length:  # a bitwise engine computes prompts otherwise
+                    held.keep(min(held.params.prompt_length, params.prompt_length))
             held.params = params
         elif held is None or not held.text.holds(message.base, message.base_hash):
             return self._unknown(stream, message, held)
@@ -157,6 +170,16 @@ class Scheduler:
             self.counts.proposed += len(call.rest)
         if not call.score and not call.probe:
             self._recall(call)
+        if self.checkpoints is not None and held.call is call and held.fed is None and self.checkpoints.wanted(held):
+            held.restoring, held.fed = True, ()
+
+    def restored(self, held: Held) -> None:
+        """What was wanted of the checkpoints has come, or will not; ``fed`` is what the slot holds now."""
+        held.restoring = False
+        if held.released:
+            self.slots.reclaim(held)
+        else:
+            held.settle()
 
     def _unknown(self, stream: Stream, message: pb.ExtendCall, held: Held | None) -> None:
         reply = pb.ExtendReply(
@@ -207,7 +230,9 @@ class Scheduler:
         short: list[tuple[Call, int]] = []
         long: list[tuple[Call, int]] = []
         for call in self._live:
-            rows = _rows(call)
+            if call.held.restoring:
+                continue
+            rows = spans.rows(call)
             (long if rows > SHORT else short).append((call, rows))
         long.sort(key=lambda entry: entry[0].received)  # prompts one after the other: the first is ready sooner
         room = self.info.max_rows
@@ -217,7 +242,7 @@ class Scheduler:
                 take = min(rows, room - keep)
                 if take <= 0:
                     break
-                self._step.append((call, _span(call, take)))
+                self._step.append((call, spans.span(call, take)))
                 room -= take
         rows_used = self.info.max_rows - room
         for call, span in self._step:
@@ -229,6 +254,8 @@ class Scheduler:
             call.batch = max(call.batch, len(self._step))
             call.rows = max(call.rows, rows_used)
             call.held.fed = span.text
+            if self.checkpoints is not None:
+                self.checkpoints.overwritten(span.slot, span.start)
             call.head = call.held.text.hashes[-1]
         if len(self._step) < len(self._live):  # those left out come first next time
             for call, _ in self._step:
@@ -239,10 +266,13 @@ class Scheduler:
 
     def finish(self, drawn: Sequence[Drawn], seconds: float) -> None:
         """The engine's answer to the step that ``form`` made."""
+        rows = self.rows
         step, self._step = self._step, []
         self.failures = 0
         self.counts.steps += 1
         self._seconds += (seconds - self._seconds) / 16
+        if self.checkpoints is not None:
+            self.checkpoints.prices.stepped(rows, seconds)
         for (call, span), answer in zip(step, drawn, strict=True):
             held = call.held
             call.seconds += seconds
@@ -257,6 +287,8 @@ class Scheduler:
             else:
                 held.fed = None
                 self._advance(call, span, answer)
+            if self.checkpoints is not None:
+                self.checkpoints.full(held)
 
     def fail(self, why: str) -> None:
         """The engine failed in the step that ``form`` made: its calls fail, their KV counts as lost."""
@@ -266,7 +298,7 @@ class Scheduler:
         for call, _ in step:
             held = call.held
             held.fed = None
-            held.valid = 0
+            held.keep(0)
             if held.released:
                 self.slots.reclaim(held)
             elif held.call is call:
@@ -291,8 +323,8 @@ class Scheduler:
         Returns how many proposals were accepted.
         """
         text = call.held.text
-        taken, done = _take(call, draws, answer, self.info.max_length - len(text))
-        same = _accepted(call, taken)
+        taken, done = spans.taken(call, draws, answer, self.info.max_length - len(text))
+        same = spans.accepted(call, taken)
         text.extend(taken)
         call.rest = call.rest[same:] if same == len(taken) else []
         self.counts.drawn += len(taken)
@@ -303,66 +335,3 @@ class Scheduler:
         elif taken:
             call.stream.grew(call)
         return same
-
-
-def _rows(call: Call) -> int:
-    """Tokens the call still has to feed before its next draws."""
-    held = call.held
-    length = len(held.text)
-    return length - min(held.valid, length - 1) + len(call.rest) - (1 if call.score else 0)
-
-
-def _span(call: Call, take: int) -> Span:
-    """The call's part of a step: the next ``take`` tokens it has to feed."""
-    held = call.held
-    tokens = held.text.tokens
-    length = len(tokens)
-    start = min(held.valid, length - 1)
-    end = start + take
-    text = tokens[:end] if end <= length else tokens + call.rest[: end - length]
-    last = end - length == len(call.rest)  # all proposals are fed, so the engine may go on by itself
-    return Span(
-        slot=held.slot,
-        start=start,
-        text=text,
-        draws=max(0, end - length + 1),
-        params=held.params,
-        probe=call.probe,
-        more=call.left - 1 if last else 0,
-    )
-
-
-def _take(call: Call, draws: int, answer: Drawn, room: int) -> tuple[list[int], bool]:
-    """Record the draws that count.
-
-    Returns the tokens by which the text grows, at most ``room``, and whether the call is done.
-    """
-    stop_ids = call.held.params.stop_ids
-    taken: list[int] = []
-    for i, token in enumerate(answer.tokens):
-        call.tokens.append(token)
-        call.likelihoods.append(answer.confidence[i])
-        if answer.probes:
-            call.probes.append(answer.probes[i])
-        proposal = call.rest[i] if i < len(call.rest) else None
-        if call.score and proposal is not None:
-            taken.append(proposal)
-            if i + 1 == len(call.rest):
-                return taken, True
-            continue
-        taken.append(token)
-        if token in stop_ids or len(taken) == room:
-            return taken, True
-        if token != proposal:
-            call.left -= 1
-            if call.left == 0 or answer.confidence[i] < call.confidence:
-                return taken, True
-            if proposal is not None:  # what the engine drew after a wrong proposal is void
-                return taken, False
-    return taken, len(answer.tokens) < draws  # fewer: the engine has no more to offer
-
-
-def _accepted(call: Call, taken: list[int]) -> int:
-    """How many of the tokens are leading proposals."""
-    both = min(len(taken), len(call.rest))
-    return next((i for i in range(both) if taken[i] != call.rest[i]), both)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from specrouter_level import checkpoint_settings, tls
 from specrouter_level.engine import Engine
 from specrouter_level.worker import Worker
 
@@ -47,6 +48,23 @@ class Exactness(StrEnum):
     BITWISE = "bitwise"
 
 
+class KvPolicy(StrEnum):
+    """Which KV is written to Redis."""
+
+    OFF = "off"
+    PROMPTS = "prompts"
+    ALL = "all"
+
+
+class KvCodec(StrEnum):
+    """How it is written."""
+
+    EXACT = "exact"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
 def _option(name: str, text: str, low: float | None = None, high: float | None = None) -> Any:
     variable = "SPECROUTER_LEVEL_" + name.upper().replace("-", "_")
     return typer.Option(f"--{name}", help=text, envvar=variable, min=low, max=high)
@@ -74,11 +92,34 @@ def serve(  # noqa: PLR0913  # the command line's options
     drain_seconds: Annotated[
         float, _option("drain-seconds", "Running sequences get so long to move when the level is to end.", 0, 3600)
     ] = 10.0,
+    kv_checkpoints: Annotated[
+        KvPolicy, _option("kv-checkpoints", "Write KV to Redis: of prompts, or all (torch).")
+    ] = KvPolicy.OFF,
+    kv_url: Annotated[str, _option("kv-url", "Redis for KV checkpoints.")] = "",
+    kv_codec: Annotated[KvCodec, _option("kv-codec", "How KV is written.")] = KvCodec.EXACT,
+    kv_budget_mib: Annotated[int, _option("kv-budget-mib", "Of KV in Redis, for this level.", 1, 1 << 24)] = 1024,
+    kv_key_file: Annotated[Path | None, _option("kv-key-file", "Tenant's key: signs KV and hides its names.")] = None,
+    tls_cert: Annotated[Path | None, _option("tls-cert", "PEM certificate of the gRPC port.")] = None,
+    tls_key: Annotated[Path | None, _option("tls-key", "PEM key of the gRPC port.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, _option("tls-client-ca", "PEM authority whose certificates clients must have (mTLS).")
+    ] = None,
 ) -> None:
     """Serve one level: LevelService on the gRPC port, health and metrics on the HTTP port."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     worker = Worker()
     try:
+        checkpoints = checkpoint_settings.of(
+            kv_checkpoints,
+            kv_url,
+            kv_codec,
+            kv_budget_mib,
+            kv_key_file,
+            exactness if engine is EngineName.TORCH else "",
+        )
+        secured = tls.of(tls_cert, tls_key, tls_client_ca)
+        if secured is not None:
+            secured.credentials()  # what is wrong with them is said before the model is loaded
         if engine is EngineName.TORCH:
             if model is None or not model.is_dir():  # said before torch is loaded, which takes seconds
                 raise ValueError(f"model: the torch engine needs the directory of the weights, got {model}")
@@ -101,19 +142,18 @@ def serve(  # noqa: PLR0913  # the command line's options
     except (ValueError, OSError) as error:
         log.error("cannot start level %s: %s", name, error)
         raise typer.Exit(2) from error
-    from specrouter_level.process import run  # noqa: PLC0415  # kserve takes a second; errors above come first
+    from specrouter_level.process import Serving, run  # noqa: PLC0415  # kserve takes a second; errors come first
 
-    code = run(
-        name,
-        made,
-        worker,
+    serving = Serving(
         host=host,
         http_port=http_port,
         grpc_port=grpc_port,
         grace=drain_seconds,
         model=model if engine is EngineName.TORCH else None,
+        checkpoints=checkpoints,
+        tls=secured,
     )
-    raise typer.Exit(code)
+    raise typer.Exit(run(name, made, worker, serving))
 
 
 def _stub(name: str, agreement: float, step_ms: str, *, max_length: int, slots: int, max_rows: int) -> Engine:

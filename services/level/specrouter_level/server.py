@@ -17,6 +17,7 @@ from specrouter_level.driver import Driver
 from specrouter_level.engine import Info
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.stream import Stream
+from specrouter_level.tls import Tls
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +57,14 @@ class LevelServer:
         *,
         drain: Drain | None = None,
         model: Path | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._name = name
         self._info = info
         self._scheduler = scheduler
         self._driver = driver
         self._model = model
+        self._tls = tls
         self.drain = drain or Drain(scheduler)
         self._closing = asyncio.Event()
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=256)
@@ -79,9 +82,13 @@ class LevelServer:
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     async def start(self, address: str) -> int:
-        """Listen on ``host:port``; returns the port. OSError when the port is taken."""
+        """Listen on ``host:port``; returns the port. OSError when it is taken, ValueError for bad certificates."""
         try:
-            port: int = self._server.add_insecure_port(address)
+            port: int = (
+                self._server.add_insecure_port(address)
+                if self._tls is None
+                else self._server.add_secure_port(address, self._tls.credentials())
+            )
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
         self._driver.start()

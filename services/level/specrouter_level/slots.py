@@ -24,6 +24,11 @@ class Slots:
         return len(self._held)
 
     @property
+    def positions(self) -> int:
+        """Positions that count, of all sequences."""
+        return sum(held.valid for held in self._held.values())
+
+    @property
     def attached(self) -> int:
         """Sequences whose router's stream is open."""
         return sum(held.stream is not None for held in self._held.values())

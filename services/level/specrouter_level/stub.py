@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from specrouter_core.noise import GOLDEN, MASK, key, mix
-from specrouter_level.engine import Drawn, Info, Span, StepCost
+from specrouter_level.engine import Drawn, Info, Memory, Span, StepCost
 
 VOCAB_SIZE = 256
 VOCAB_DIGEST = hashlib.sha256(bytes(range(VOCAB_SIZE))).hexdigest()  # ids are bytes; the same for every stub level
@@ -82,6 +82,7 @@ class StubEngine:
         if not 0 <= agreement <= 1:
             raise ValueError(f"agreement: must be 0 to 1, got {agreement}")
         self.inline = not any(cost.seconds for cost in costs)
+        self.memory: Memory | None = None  # it reads the text itself: there is no KV to keep
         self.info = Info(
             engine="stub",
             model_digest=hashlib.sha256(f"stub:{name}:{agreement}".encode()).hexdigest(),

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from specrouter_core.sampling import Sampling
 from specrouter_level import attention, calibrate, fuse, passes, quantize, trial, vocab, weights
-from specrouter_level.engine import Drawn, Info, Params, Span
+from specrouter_level.engine import Drawn, Info, Memory, Params, Span
 from specrouter_level.kv import KV, Step
+from specrouter_level.kv_memory import KVMemory
 from specrouter_level.passes import Pass
 from specrouter_level.sampler import Request, Sampler
 
@@ -48,6 +49,7 @@ class TorchEngine:
 
     def __init__(self, model: nn.Module, kv: KV, info: Info) -> None:
         self.info = info
+        self.memory: Memory | None = None  # set when the model has run, and the cache's parts are known
         self.padding: dict[int, int] = {}  # rows -> rows to pad to, from the calibration
         self._model = model
         self._kv = kv
@@ -220,6 +222,7 @@ def _calibrated(engine: TorchEngine, tell: Callable[[str, float], None]) -> Torc
     if engine.info.exactness == "shape":
         engine.padding = calibrate.padding(times)
     engine.info = replace(engine.info, costs=calibrate.costs(times, engine.padding))
+    engine.memory = KVMemory(engine._kv, engine._device, torch.get_num_threads())
     padded = {rows: to for rows, to in engine.padding.items() if to != rows}
     log.info("%s on %s: padding %s", engine.info.dtype, engine.info.device, padded or "none")
     return engine
