@@ -20,5 +20,5 @@ python3 -m pip --python /app/bin/python install -q --no-compile --no-deps --requ
 site="$(/app/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 if [ "$1" = cpu ]; then /tools/bin/python /src/images/hollow_cuda.py "$site"; fi
 # For building extensions and testing torch itself; levels do neither.
-rm -rf "$site"/torch/include "$site"/torch/test "$site"/torch/share "$site"/torch/bin
+rm -rf "$site"/torch/include "$site"/torch/test "$site"/torch/share
 /app/bin/python -c 'import torch; (torch.ones(8, 8) @ torch.ones(8, 8)).sum().item()'

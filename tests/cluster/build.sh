@@ -55,7 +55,12 @@ upstream() { # NAME MODULE VERSION PACKAGE [LDFLAGS]
 }
 kserve() { upstream kserve-manager github.com/kserve/kserve "$KSERVE_VERSION" ./cmd/manager; }
 helm() {
-  upstream helm helm.sh/helm/v3 "$HELM_VERSION" ./cmd/helm "-X helm.sh/helm/v3/internal/version.version=$HELM_VERSION"
+  # templates and lint without a cluster take this version of Kubernetes
+  local v="${K8S_VERSION#v1.}" ld="-X helm.sh/helm/v3/internal/version.version=$HELM_VERSION" p
+  for p in lint/rules chartutil; do
+    ld="$ld -X helm.sh/helm/v3/pkg/$p.k8sVersionMajor=1 -X helm.sh/helm/v3/pkg/$p.k8sVersionMinor=${v%%.*}"
+  done
+  upstream helm helm.sh/helm/v3 "$HELM_VERSION" ./cmd/helm "$ld"
 }
 coredns() {
   have coredns "$COREDNS_VERSION" && return

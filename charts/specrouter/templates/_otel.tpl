@@ -1,0 +1,14 @@
+{{/* OpenTelemetry's own variables of a router. */}}
+{{- define "specrouter.otel" -}}
+- name: OTEL_EXPORTER_OTLP_ENDPOINT
+  value: {{ include "specrouter.otel.endpoint" . | quote }}
+- {name: OTEL_METRIC_EXPORT_INTERVAL, value: {{ .Values.otel.intervalMs | quote }}}
+- {name: OTEL_SERVICE_NAME, value: specrouter-router}
+- name: OTEL_RESOURCE_ATTRIBUTES
+  value: specrouter.family={{ .Values.family.name }},k8s.namespace.name={{ .Release.Namespace }},service.instance.id=$(POD_NAME)
+{{- end }}
+
+{{/* Where metrics are pushed: the operator of the namespace, or a collector. */}}
+{{- define "specrouter.otel.endpoint" -}}
+{{- .Values.otel.endpoint | default (printf "http://%s-operator.%s.svc:4317" (include "specrouter.fullname" .) .Release.Namespace) }}
+{{- end }}
