@@ -116,8 +116,13 @@ def story(outcome: Outcome) -> str:
     for name in list(dict.fromkeys(problem.sequence for problem in outcome.problems))[:3]:
         lines.append(f"\n{next((ask for ask in outcome.plan.asks if ask.name == name), name)}")
         lines += [_line(event, begin) for event in outcome.events if event.sequence == name]
-        lines += [f"  record {commit}" for commit in outcome.commits if commit.sequence == name]
+        lines += [_record(commit) for commit in outcome.commits if commit.sequence == name]
     return "\n".join(lines)
+
+
+def _record(commit: Commit) -> str:
+    state = f"epoch {commit.epoch} round {commit.round} owner {commit.owner[:6] or '-'} finish {commit.finish}"
+    return f"  record: {state}, {len(commit.tokens)} tokens {bytes(commit.tokens)[-20:]!r}"
 
 
 def _line(event: Event, begin: float) -> str:

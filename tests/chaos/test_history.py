@@ -50,6 +50,7 @@ def kinds(events: list[Event], commits: list[Commit] = COMMITS, ask: Ask = ASK) 
 
 def test_a_good_history_has_no_problem() -> None:
     assert not kinds(GOOD)
+    assert not kinds(GOOD, [COMMITS[0], *COMMITS])  # a repeated write that changes nothing
 
 
 def other(event: Event) -> Event:
