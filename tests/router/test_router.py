@@ -35,6 +35,8 @@ async def a_router(mesh: Mesh, levels: Any = None, **kwargs: Any) -> AsyncIterat
     try:
         yield made
     finally:
+        for sequence in list(made.running.values()):
+            sequence.cancel()  # what is handed over stays in the levels
         await made.stop(0)
         await store.close()
 
@@ -128,10 +130,10 @@ async def test_the_record_holds_what_was_said(mesh: Mesh) -> None:
         await router.start()
         sequence = router.submit(request(max_tokens=40, stop=("zzz",)))
         await last(sequence)
-        record = await router.store.read(sequence.id)
+        record = await router.store.records.read(sequence.id)
         assert record is not None
         assert list(record.tokens) == sequence.story.tokens and len(record.tokens) == 40
         assert record.epoch == 1 and record.round > 1 and record.finish == 2
         assert list(record.spec.prompt) == [1, 2, 3] and list(record.spec.stop) == ["zzz"]
         assert record.spec.params.sampling.seed == 1
-        assert await router.store.read("nobody") is None
+        assert await router.store.records.read("nobody") is None

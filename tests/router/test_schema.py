@@ -14,6 +14,8 @@ OPERATIONS = {
     "POST /v1/completions",
     "GET /v1/models",
     "GET /v1/models/{name}",
+    "GET /v1/sequences/{name}/stream",
+    "POST /v1/sequences/{name}/cancel",
     "GET /v1/status",
     "GET /healthz",
     "GET /readyz",

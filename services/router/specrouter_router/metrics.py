@@ -51,6 +51,12 @@ class Metrics:
         self.finished = Counter("specrouter_finished", "Sequences by how they ended", ["reason"], registry=registry)
         self.running = Gauge("specrouter_sequences", "Running sequences", registry=registry)
         self.redis_losses = Counter("specrouter_redis_losses", "Times that Redis was lost", registry=registry)
+        self.redis_healed = Counter(
+            "specrouter_redis_healed", "Times that Redis had lost a part of a record", registry=registry
+        )
+        self.taken_over = Counter(
+            "specrouter_taken_over", "Sequences taken up from another router, or from none", registry=registry
+        )
         self.redis_dropped = Counter(
             "specrouter_redis_dropped", "Ended sequences whose record was given up", registry=registry
         )

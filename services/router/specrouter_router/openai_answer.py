@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from specrouter_router.openai_form import DONE, Form, error_body, error_event
-from specrouter_router.refusal import RefusedError
-from specrouter_router.sequence import Sequence
+from specrouter_router.find import Found
+from specrouter_router.openai_form import DONE, Form, Place, error_body, error_event
+from specrouter_router.refusal import RETRY_AFTER_S, RefusedError
 from specrouter_router.story import End, Reader
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER = {429: "1", 503: "1"}  # seconds
 SEND_S = 60.0
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -24,58 +24,72 @@ HEADERS = [
 ]
 
 
-def refusal_response(refusal: RefusedError) -> JSONResponse:
+def refusal_response(refusal: RefusedError, headers: dict[str, str] | None = None) -> JSONResponse:
     """A refusal in OpenAI's form."""
-    headers = {"retry-after": RETRY_AFTER[refusal.status]} if refusal.status in RETRY_AFTER else None
+    headers = dict(headers or {})
+    if refusal.status in RETRY_AFTER_S:
+        headers["retry-after"] = str(RETRY_AFTER_S[refusal.status])
     body = error_body(refusal.status, refusal.message, refusal.field, refusal.code)
     return JSONResponse(body, refusal.status, headers)
 
 
 class Answer(Response):
-    """Follows one sequence. When the client goes, the sequence is cancelled."""
+    """Follows one sequence from a place on, until its end or until the client goes.
 
-    def __init__(self, sequence: Sequence, form: Form, prompt_tokens: int, *, stream: bool) -> None:
+    ``protected``: whether the sequence could be gone on with by another router now.
+    """
+
+    def __init__(self, found: Found, place: Place, *, stream: bool, protected: bool) -> None:
         super().__init__()
-        self._sequence = sequence
-        self._form = form
-        self._prompt_tokens = prompt_tokens
+        self._story = found.story
+        self._sequence = found.spec.sequence
+        self._form = Form(found.spec, place)
+        self._reader = Reader(found.story, place.offset)
         self._stream = stream
+        self._about = {"x-specrouter-sequence": self._sequence, "x-specrouter-protected": str(protected).lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI response."""
-        watcher = asyncio.create_task(self._watch(receive))
-        try:
-            if self._stream:
-                await self._send_events(scope, receive, send)
-            else:
-                await self._send_whole(scope, receive, send)
-        except TimeoutError:
-            log.info("sequence %s: its client does not read", self._sequence.id)
-        finally:
-            watcher.cancel()
-            self._sequence.cancel()  # does nothing after its end
+        with self._story.followed():
+            sending = asyncio.create_task(self._send(scope, receive, send))
+            watching = asyncio.create_task(_gone(receive))
+            try:
+                await asyncio.wait({sending, watching}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
+            except TimeoutError:
+                log.info("sequence %s: its client does not read", self._sequence)
+            finally:
+                for task in (sending, watching):
+                    task.cancel()
+                    with suppress(asyncio.CancelledError, Exception):
+                        await task
 
-    async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._sequence.cancel()
+    async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._stream:
+            await self._send_events(scope, receive, send)
+        else:
+            await self._send_whole(scope, receive, send)
 
     async def _send_events(self, scope: Scope, receive: Receive, send: Send) -> None:
-        story, form = self._sequence.story, self._form
-        reader = Reader(story)
+        story, form, reader = self._story, self._form, self._reader
         event = await reader.next()
-        if isinstance(event, End) and event.refusal is not None:
-            return await refusal_response(event.refusal)(scope, receive, send)
-        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        if isinstance(event, End):
+            if event.refusal is not None:
+                return await refusal_response(event.refusal, self._about)(scope, receive, send)
+            if form.complete:  # a client that has all: do not come again
+                return await Response(status_code=204, headers=self._about)(scope, receive, send)
+        headers = HEADERS + [(name.encode(), value.encode()) for name, value in self._about.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         while not isinstance(event, End):
             data = form.chunk(event)
             if data:
                 await self._write(send, data, True)
             event = await reader.next()
         if event.refusal is not None:
-            data = error_event(event.refusal)
+            data = error_event(event.refusal, self._sequence, reader.position)
         else:
-            data = form.last(event, story, self._prompt_tokens) + DONE
+            data = form.last(event, story) + DONE
         await self._write(send, data, False)
         return None
 
@@ -85,12 +99,17 @@ class Answer(Response):
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _send_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reader = Reader(self._sequence.story)
         texts: list[str] = []
-        while not isinstance(event := await reader.next(), End):
+        while not isinstance(event := await self._reader.next(), End):
             texts.append(event.text)
         if event.refusal is not None:
-            return await refusal_response(event.refusal)(scope, receive, send)
+            return await refusal_response(event.refusal, self._about)(scope, receive, send)
         text = "".join([*texts, *(piece for piece, _ in event.pieces)])
-        body = self._form.whole(event, self._sequence.story, text, self._prompt_tokens)
-        return await JSONResponse(body)(scope, receive, send)
+        body = self._form.whole(event, self._story, text)
+        return await JSONResponse(body, headers=self._about)(scope, receive, send)
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from hashlib import sha256
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Header
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -16,13 +16,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from specrouter.v1 import state_pb2
 from specrouter_router import pin
 from specrouter_router.body_limit import BodyLimit
 from specrouter_router.openai_answer import Answer, refusal_response
-from specrouter_router.openai_form import Form
+from specrouter_router.openai_form import Place
 from specrouter_router.openai_models import ChatRequest, CompletionRequest, Generation
 from specrouter_router.refusal import InvalidError, RefusedError
-from specrouter_router.request import Request, check_text
+from specrouter_router.request import MAX_NAME, Request, check_name, check_text
 from specrouter_router.router import Router
 from specrouter_router.status import status_routes
 from specrouter_router.tokenizer import TokenizerError
@@ -56,6 +57,14 @@ ANSWER: dict[int | str, dict[str, Any]] = {
     },
     **ERRORS,
 }
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"description": "A stream of events", "content": {"text/event-stream": {}}},
+    204: {"description": "The client has everything"},
+    **ERRORS,
+}
+Key = Annotated[str | None, Header(max_length=MAX_NAME, description="a name for the sequence: a repeat attaches to it")]
+Name = Annotated[str, PathParameter(description="the sequence's name, or the id of its answer")]
+LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="id of the last event received")]
 
 
 def make_app(router: Router) -> FastAPI:
@@ -75,7 +84,7 @@ def _routes(router: Router) -> APIRouter:
     routes = APIRouter(prefix="/v1", responses=ERRORS)
 
     @routes.post("/chat/completions", responses=ANSWER, response_model=None)
-    async def chat_completions(body: ChatRequest) -> Response:
+    async def chat_completions(body: ChatRequest, idempotency_key: Key = None) -> Response:
         """Answers a conversation."""
         _check_model(router, body.model)
         router.admit()
@@ -86,10 +95,10 @@ def _routes(router: Router) -> APIRouter:
             prompt = await router.ids(partial(router.tokenizer.render, messages))
         except TokenizerError as error:
             raise InvalidError("messages", str(error)) from error
-        return _answer(router, "chat", body, prompt, body.limit)
+        return await _answer(router, state_pb2.INTERFACE_CHAT, body, prompt, body.limit, idempotency_key)
 
     @routes.post("/completions", responses=ANSWER, response_model=None)
-    async def completions(body: CompletionRequest) -> Response:
+    async def completions(body: CompletionRequest, idempotency_key: Key = None) -> Response:
         """Goes on from a text."""
         _check_model(router, body.model)
         router.admit()
@@ -97,7 +106,21 @@ def _routes(router: Router) -> APIRouter:
         if isinstance(prompt, str):
             text = check_text("prompt", prompt)
             prompt = await router.ids(partial(router.tokenizer.encode, text))
-        return _answer(router, "text", body, prompt, body.limit)
+        return await _answer(router, state_pb2.INTERFACE_COMPLETION, body, prompt, body.limit, idempotency_key)
+
+    @routes.get("/sequences/{name}/stream", responses=STREAM, response_model=None)
+    async def stream(name: Name, last_event_id: LastEventId = None) -> Response:
+        """Follows a sequence from after an event on, from its first token without one; 204 when nothing is left."""
+        place = Place() if last_event_id is None else Place.parse(last_event_id)
+        found = await router.find(_sequence(name))
+        found.check_offset(place.offset)
+        return Answer(found, place, stream=True, protected=router.protected)
+
+    @routes.post("/sequences/{name}/cancel")
+    async def cancel(name: Name) -> dict[str, Any]:
+        """Ends a sequence, whichever router runs it."""
+        sequence = _sequence(name)
+        return {"sequence": sequence, "cancelled": await router.cancel(sequence)}
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
@@ -113,29 +136,41 @@ def _routes(router: Router) -> APIRouter:
     return routes
 
 
-def _answer(router: Router, kind: Literal["chat", "text"], body: Generation, prompt: list[int], limit: int) -> Answer:
-    sampling = body.sampling()
+async def _answer(
+    router: Router,
+    interface: state_pb2.Interface.ValueType,
+    body: Generation,
+    prompt: list[int],
+    limit: int,
+    name: str | None,
+) -> Answer:
     ours = body.specrouter
+    usage = body.stream_options is not None and body.stream_options.include_usage
     request = Request(
         prompt=prompt,
         max_tokens=limit,
-        sampling=sampling,
+        sampling=body.sampling(),
         stop=body.stops(),
         pin=ours.pin(),
         traffic=ours.traffic,
         ignore_eos=ours.ignore_eos,
+        name=check_name("Idempotency-Key", name) if name is not None else "",
+        digest=sha256(f"{interface} {body.model_dump_json()}".encode()).digest() if name is not None else b"",
+        presentation=state_pb2.Presentation(interface=interface, report=ours.report, usage=usage),
     )
     try:
-        sequence = router.submit(request, "messages" if kind == "chat" else "prompt")
+        found = await router.open(request, "messages" if interface == state_pb2.INTERFACE_CHAT else "prompt")
     except InvalidError as refusal:
         if refusal.field in pin.FIELDS:
             field = f"specrouter.{refusal.field}"
             raise InvalidError(field, refusal.message.removeprefix(f"{refusal.field}: ")) from refusal
         raise
-    form = Form(kind, sequence.id, router.family.name, int(time.time()), report=ours.report, seed=sampling.seed)
-    if body.stream_options is not None and body.stream_options.include_usage:
-        form.with_usage()
-    return Answer(sequence, form, len(prompt), stream=bool(body.stream))
+    return Answer(found, Place(), stream=bool(body.stream), protected=router.protected)
+
+
+def _sequence(name: str) -> str:
+    """A sequence's name, also from the id of an answer. Raises InvalidError."""
+    return check_name("name", name.removeprefix("chatcmpl-").removeprefix("cmpl-"))
 
 
 def _model(router: Router) -> dict[str, Any]:

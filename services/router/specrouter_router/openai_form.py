@@ -1,15 +1,22 @@
-"""How answers look in the OpenAI interface. Chunks are put together by hand: a stream makes thousands."""
+"""How answers look in the OpenAI interface. Chunks are put together by hand: a stream makes thousands.
+
+Every event has an id, from which a client that lost the stream goes on: the number of tokens told up to it,
+with ``.1`` when it also tells the end, and ``.2`` when it tells the usage.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
-from typing import Any, Literal
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from specrouter_router.refusal import RefusedError
+from specrouter.v1 import state_pb2
+from specrouter_router.refusal import InvalidError, RefusedError
 from specrouter_router.story import Account, Chunk, End, Story
 
 DONE = b"data: [DONE]\n\n"
+EVENT_ID = re.compile(r"(\d{1,9})(?:\.([12]))?")
 
 ERROR_TYPES = {
     400: "invalid_request_error",
@@ -27,10 +34,27 @@ def error_body(status: int, message: str, field: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": field, "code": code}}
 
 
-def error_event(refusal: RefusedError) -> bytes:
-    """An error in the middle of a stream."""
+def error_event(refusal: RefusedError, sequence: str, offset: int) -> bytes:
+    """An error in the middle of a stream, and what to go on from."""
     body = error_body(refusal.status, refusal.message, refusal.field, refusal.code)
+    body["specrouter"] = {"sequence": sequence, "offset": offset}
     return f"data: {json.dumps(body)}\n\n".encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a client has read a stream."""
+
+    offset: int = 0  # tokens
+    stage: int = 0  # 1: it knows the end, 2: and the usage
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """From an event's id. Raises InvalidError."""
+        match = EVENT_ID.fullmatch(text)
+        if match is None:
+            raise InvalidError("Last-Event-ID", f"must be the id of an event, got {text[:40]!r}")
+        return cls(int(match.group(1)), int(match.group(2) or 0))
 
 
 def account_body(account: Account) -> dict[str, Any]:
@@ -47,29 +71,37 @@ def account_body(account: Account) -> dict[str, Any]:
 class Form:
     """The answers to one request."""
 
-    def __init__(
-        self, kind: Literal["chat", "text"], sequence: str, model: str, created: int, *, report: bool, seed: int
-    ) -> None:
-        self._chat = kind == "chat"
-        self._sequence = sequence
-        self._report = report
-        self._seed = seed
+    def __init__(self, spec: state_pb2.SequenceSpec, place: Place) -> None:
+        wanted = spec.presentation
+        self._chat = wanted.interface == state_pb2.INTERFACE_CHAT
+        self._sequence = spec.sequence
+        self._report = wanted.report
+        self._seed = spec.params.sampling.seed
+        self._prompt_tokens = len(spec.prompt)
         self._head: dict[str, Any] = {
-            "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{sequence}",
+            "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{spec.sequence}",
             "object": "chat.completion" if self._chat else "text_completion",
-            "created": created,
-            "model": model,
+            "created": spec.created_ms // 1000,
+            "model": spec.model,
         }
         head = dict(self._head)
         if self._chat:
             head["object"] = "chat.completion.chunk"
         self._chunk_head = "data: " + json.dumps(head)[:-1] + ', "choices": '
-        self._first = True
-        self._null_usage = ""
+        self._first = place == Place()
+        self._stage = place.stage
+        self._usage = wanted.usage
+        self._null_usage = ', "usage": null' if wanted.usage else ""  # the last chunk will have it
 
-    def with_usage(self) -> None:
-        """The stream's last chunk will carry the usage, so the others say that they don't."""
-        self._null_usage = ', "usage": null'
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to tell of a stream that has ended."""
+        return self._stage > self._more
+
+    @property
+    def _more(self) -> int:
+        """1 when a chunk follows that which tells the end."""
+        return int(self._usage or self._report)
 
     # A stream.
 
@@ -78,21 +110,23 @@ class Form:
         text = chunk.text
         if not text and not self._report:
             return b""
-        return self._event(text, "null", self._ours(chunk))
+        return self._event(text, "null", self._ours(chunk), str(chunk.offset + len(chunk.tokens)))
 
-    def last(self, end: End, story: Story, prompt_tokens: int) -> bytes:
+    def last(self, end: End, story: Story) -> bytes:
         """The events of the end, without [DONE]."""
         text = "".join(piece for piece, _ in end.pieces)
         rest = Chunk(len(story.tokens), (), (), end.pieces)
         finish = f'"{_finish(end)}"'
-        ours = self._about(end)
-        if not self._null_usage and not self._report:
-            return self._event(text, finish, f', "specrouter": {json.dumps(ours)}')
-        event = self._event(text, finish, self._ours(rest))
-        usage = json.dumps(usage_body(prompt_tokens, len(story.tokens)))
-        return event + f'{self._chunk_head}[], "usage": {usage}, "specrouter": {json.dumps(ours)}}}\n\n'.encode()
+        about = json.dumps(self._about(end))
+        here = len(story.tokens)
+        if not self._more:
+            return self._event(text, finish, f', "specrouter": {about}', f"{here}.1")
+        event = b"" if self._stage else self._event(text, finish, self._ours(rest), f"{here}.1")
+        usage = json.dumps(usage_body(self._prompt_tokens, len(story.tokens)))
+        head = f"id: {here}.2\n{self._chunk_head}"
+        return event + f'{head}[], "usage": {usage}, "specrouter": {about}}}\n\n'.encode()
 
-    def _event(self, text: str, finish: str, ours: str) -> bytes:
+    def _event(self, text: str, finish: str, ours: str, name: str) -> bytes:
         quoted = json.dumps(text)
         if self._chat:
             role = '"role": "assistant", ' if self._first else ""
@@ -102,7 +136,7 @@ class Form:
             inner = f'"text": {quoted}'
         self._first = False
         choices = f'[{{"index": 0, {inner}, "logprobs": null, "finish_reason": {finish}}}]'
-        return f"{self._chunk_head}{choices}{self._null_usage}{ours}}}\n\n".encode()
+        return f"id: {name}\n{self._chunk_head}{choices}{self._null_usage}{ours}}}\n\n".encode()
 
     def _ours(self, chunk: Chunk) -> str:
         if not self._report:
@@ -124,7 +158,7 @@ class Form:
 
     # In one piece.
 
-    def whole(self, end: End, story: Story, text: str, prompt_tokens: int) -> dict[str, Any]:
+    def whole(self, end: End, story: Story, text: str) -> dict[str, Any]:
         """The answer to a request without ``stream``."""
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": _finish(end)}
         if self._chat:
@@ -134,7 +168,7 @@ class Form:
         ours = self._about(end)
         if self._report:
             ours |= {"tokens": story.tokens, "origins": story.origins}
-        usage = usage_body(prompt_tokens, len(story.tokens))
+        usage = usage_body(self._prompt_tokens, len(story.tokens))
         return {**self._head, "choices": [choice], "usage": usage, "specrouter": ours}
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specrouter.v1 import level_pb2 as pb
+from specrouter.v1 import state_pb2
 from specrouter_core.sampling import Sampling
 from specrouter_router.pin import Pin
 from specrouter_router.refusal import InvalidError
@@ -16,9 +18,11 @@ MAX_STOP_CHARACTERS = 256
 MAX_TEXT_BYTES = 1 << 20
 MAX_MESSAGES = 1024
 MAX_CLASS_CHARACTERS = 40
+MAX_NAME = 64
 SEED_BITS = 53  # of a random seed: JSON readers keep so many exactly
 
 NO_PIN = Pin()
+NAME = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,9 @@ class Request:
     pin: Pin = NO_PIN
     traffic: str = ""  # its class
     ignore_eos: bool = False
+    name: str = ""  # of the sequence, chosen by the client; "" = any
+    digest: bytes = b""  # of what was asked, with a name
+    presentation: state_pb2.Presentation | None = None
 
     def room(self, limits: Limits, field: str) -> int:
         """Tokens to generate at most. ``field`` names the prompt in the request. Raises InvalidError."""
@@ -71,6 +78,13 @@ def check_stops(stops: Sequence[str]) -> tuple[str, ...]:
         if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
             raise InvalidError("stop", f"each must be 1 to {MAX_STOP_CHARACTERS} characters, got {len(stop)}")
     return tuple(stops)
+
+
+def check_name(field: str, name: str) -> str:
+    """A sequence's name, if it can be one. Raises InvalidError."""
+    if not NAME.fullmatch(name):
+        raise InvalidError(field, f"must be 1 to {MAX_NAME} of A-Z a-z 0-9 . _ : -, got {name[:80]!r}")
+    return name
 
 
 def check_text(field: str, text: str) -> str:

@@ -6,39 +6,50 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from enum import StrEnum
 
-from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import router_pb2, state_pb2
 from specrouter_family.family import Family
+from specrouter_router.course import Course
 from specrouter_router.endpoints import Endpoints
+from specrouter_router.find import Finder, Found
 from specrouter_router.judge import Judge
+from specrouter_router.lease import Lease
 from specrouter_router.metrics import Metrics
+from specrouter_router.orphans import OrphansPolicy, Sweeper
+from specrouter_router.pin import Pin
 from specrouter_router.planner import AdaptivePlanner, FixedPlanner
-from specrouter_router.refusal import RefusedError, busy, not_ready
+from specrouter_router.records import StoreError
+from specrouter_router.refusal import InvalidError, RefusedError, busy, moved, not_ready
+from specrouter_router.replica_status import ReplicaCollector
 from specrouter_router.replicas import Replicas
-from specrouter_router.request import Limits, Request, wire
+from specrouter_router.request import Limits, Request
 from specrouter_router.sequence import Sequence as Running
-from specrouter_router.store import Record, Store, StoreError
-from specrouter_router.story import Account, Reason, Story
+from specrouter_router.spec import pin_of, spec_of
+from specrouter_router.store import Record, Store
+from specrouter_router.story import Story
 from specrouter_router.tokenizer import Tokenizer
+from specrouter_router.watch import Watches
 
 log = logging.getLogger(__name__)
 
 MAX_RUNNING = 256
-MAX_ENDED = 256  # stories kept for Attach after their end
 MAX_STOP_IDS = 16
 TOKENIZE_S = 30.0
 START_S = 120.0  # so long levels may take to come up
+CHECK_S = 0.5  # a sequence that writes nothing for so long asks whether it is still this router's
+HAND_OVER_S = 1.0  # for the last writes of a router that stops
+SHORT_S = 5.0  # a loss of Redis that is no longer is ridden out
 
-REASONS: dict[router_pb2.Finish.ValueType, Reason] = {
-    router_pb2.FINISH_STOP: "stop",
-    router_pb2.FINISH_LENGTH: "length",
-    router_pb2.FINISH_CANCELLED: "cancelled",
-}
+
+class WithoutRedis(StrEnum):
+    """What becomes of new requests while Redis is lost for longer than a moment."""
+
+    REFUSE = "refuse"
+    SERVE = "serve"  # though no other router could go on with them
 
 
 class StartError(Exception):
@@ -49,7 +60,16 @@ class Router:
     """See the module. Made within the running loop."""
 
     def __init__(
-        self, family: Family, tokenizer: Tokenizer, store: Store, metrics: Metrics, *, max_running: int = MAX_RUNNING
+        self,
+        family: Family,
+        tokenizer: Tokenizer,
+        store: Store,
+        metrics: Metrics,
+        *,
+        address: str = "",
+        orphans: OrphansPolicy = OrphansPolicy.EXPIRE,
+        without_redis: WithoutRedis = WithoutRedis.SERVE,
+        max_running: int = MAX_RUNNING,
     ) -> None:
         self.family = family
         self.tokenizer = tokenizer
@@ -67,12 +87,17 @@ class Router:
             )
             for level in family.levels
         }
+        metrics.registry.register(ReplicaCollector(self.links))
         self._target = self.links[family.target.name]
         self._started = False
         self.planner: FixedPlanner | AdaptivePlanner = FixedPlanner(family, self.links)
         self.judge: Judge | None = None
         self._max_running = max_running
-        self._ended: OrderedDict[str, Story] = OrderedDict()
+        self._without_redis = without_redis
+        self.lease = Lease(store.records, family.name, address, self._look_after)
+        self.watches = Watches(store.records, self.lease, self._adopt, self._why_not_run)
+        self._finder = Finder(store.records, self.watches, self._story)
+        self._sweeper = Sweeper(store.records, self.lease, orphans, self._finish_orphan, self._room)
         self._touched: list[Running] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -84,6 +109,7 @@ class Router:
 
     async def start(self) -> None:
         """Connect to all levels and check that they fit together. Raises StartError."""
+        self.lease.start()
         for link in self.links.values():
             link.start()
         until = self._loop.time() + START_S
@@ -103,16 +129,24 @@ class Router:
             self.judge = Judge(self.planner, self.links, self.metrics)
             self.metrics.planned.adaptive = self.planner.adaptive
         self._started = True
+        self._sweeper.start()
         log.info("ready: family %s, levels %s", self.family.name, ", ".join(self.links))
 
     async def stop(self, seconds: float) -> None:
-        """Take no more requests, let running ones end within ``seconds``, cancel the rest, disconnect."""
+        """Take no more requests, let running ones end within ``seconds``, leave the rest to others, disconnect."""
         self.draining = True
+        await self._sweeper.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
-        for sequence in list(self.running.values()):
-            sequence.break_off(RefusedError("the router is shutting down", status=503, code="shutting_down"))
+        left = list(self.running.values())
+        for sequence in left:
+            sequence.hand_over(moved())
+        await self.watches.close(moved())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HAND_OVER_S):
+                await asyncio.gather(*(sequence.story.finished() for sequence in left))
+        await self.lease.stop(bool(left))
         await asyncio.sleep(0.1)  # what was withdrawn and released leaves, the last words reach the clients
         for link in self.links.values():
             await link.close()
@@ -128,7 +162,14 @@ class Router:
             return f"starting: not connected to {', '.join(down)}" if down else "starting"
         if not self._target.ready:
             return f"the target {self._target.name} is down: {self._target.why_down}"
+        if self._without_redis is WithoutRedis.REFUSE and self.store.lost_s > SHORT_S:
+            return f"Redis is lost for {self.store.lost_s:.0f} s"
         return ""
+
+    @property
+    def protected(self) -> bool:
+        """Whether another router could go on with what runs here."""
+        return not self.store.lost_s
 
     def _check_family(self) -> None:
         """All vocabularies known so far must be the same. Raises StartError."""
@@ -182,23 +223,81 @@ class Router:
         self.admit()
         self.metrics.requests.inc()
         room = request.room(self.limits, prompt_field)
-        name = secrets.token_hex(16)
+        name = request.name or secrets.token_hex(16)
         course = self.planner.course(name, request.pin, len(request.prompt) + room, request.traffic)
         stop_ids = self._target.info.stop_ids[:MAX_STOP_IDS] if self._target.info and not request.ignore_eos else ()
-        spec = state_pb2.SequenceSpec(
-            sequence=name,
-            model=self.family.name,
-            prompt=request.prompt,
-            params=pb.SequenceParams(
-                sampling=wire(request.sampling), prompt_length=len(request.prompt), stop_ids=stop_ids
-            ),
-            max_tokens=room,
-            stop=request.stop,
-            chain=request.pin.chain,
-            created_ms=time.time_ns() // 1_000_000,
-        )
-        record = Record(spec, [], _Nobody())
-        story = self._story(spec, record.tokens)
+        spec = spec_of(request, name, self.family.name, room, stop_ids)
+        record = Record(spec, [], _Nobody(), self.lease.id, self.lease.index)
+        return self._run(record, self._story(spec), course)
+
+    async def open(self, request: Request, prompt_field: str = "prompt") -> Found:
+        """Start a sequence, or find that of the name which the request brings. Raises RefusedError."""
+        if request.name and (found := await self._repeated(request)) is not None:
+            return found
+        return _found(self.submit(request, prompt_field))
+
+    async def _repeated(self, request: Request) -> Found | None:
+        try:
+            found = await self.find(request.name)
+        except RefusedError as refusal:
+            if refusal.status == 404 or (refusal.code == "store_lost" and not self.why_not_ready):
+                return None
+            raise
+        if found.spec.request_digest != request.digest:
+            raise InvalidError("sequence", f"{request.name!r} is the name of another request", status=409)
+        return found
+
+    async def find(self, name: str) -> Found:
+        """A sequence to follow. One that no router runs will be taken up. Raises RefusedError."""
+        if self.draining:
+            raise moved()
+        found = await self._finder.find(name, self._running, self.family.name)
+        if found is None:
+            raise RefusedError(f"sequence: there is none named {name!r}", status=404, field="sequence")
+        return found
+
+    async def cancel(self, name: str) -> bool:
+        """End a sequence, whichever router runs it. Returns whether it had not ended yet. Raises RefusedError."""
+        sequence = self.running.get(name)
+        if sequence is not None:
+            sequence.cancel()
+            return True
+        try:
+            return await self.store.records.end(name, router_pb2.FINISH_CANCELLED)
+        except StoreError as error:
+            raise RefusedError(str(error), status=503, code="store_lost") from error
+
+    def _running(self, name: str) -> Found | None:
+        sequence = self.running.get(name)
+        return None if sequence is None or sequence.ended else _found(sequence)
+
+    async def _finish_orphan(self, name: str) -> None:
+        await self._finder.find(name, self._running, self.family.name, unattended=True)
+
+    def _room(self) -> int:
+        """For orphans: half of the places are kept for new requests."""
+        return 0 if self.why_not_ready else self._max_running // 2 - len(self.running)
+
+    def _why_not_run(self) -> str:
+        if len(self.running) >= self._max_running:
+            return f"{self._max_running} sequences are running already"
+        return self.why_not_ready
+
+    def _adopt(self, record: state_pb2.SequenceRecord, story: Story) -> None:
+        """Go on with a sequence that was taken."""
+        spec = record.spec
+        self.metrics.taken_over.inc()
+        length = len(spec.prompt) + spec.max_tokens
+        try:
+            course = self.planner.course(spec.sequence, pin_of(spec), length, spec.traffic_class)
+        except InvalidError:  # the family has other levels than when it was asked for
+            course = self.planner.course(spec.sequence, Pin(), length, spec.traffic_class)
+        kept = Record(spec, story.tokens, _Nobody(), self.lease.id, self.lease.index, record.epoch, record.round)
+        kept.kept_round, kept.kept_tokens, kept.kept_spec = record.round, len(record.tokens), True
+        self._run(kept, story, course)
+
+    def _run(self, record: Record, story: Story, course: Course) -> Running:
+        record.tokens = story.tokens
         sequence = Running(record, course, self.links, story, self.metrics, self._touch, self.judge)
         record.listener = sequence
         self.running[sequence.id] = sequence
@@ -207,37 +306,18 @@ class Router:
         sequence.start()
         return sequence
 
-    def cancel(self, name: str) -> bool:
-        """End a sequence. Returns whether it was running."""
-        sequence = self.running.get(name)
-        if sequence is None:
-            return False
-        sequence.cancel()
-        return True
+    def _look_after(self, lapsed: bool) -> None:
+        """Ask of the sequences that wrote nothing lately, or of all, whether they are still this router's."""
+        now = time.monotonic()
+        for sequence in self.running.values():
+            record = sequence.record
+            record.listed = record.listed and not lapsed
+            if lapsed or now - record.tried > CHECK_S:
+                self.store.write(record)
 
-    async def find(self, name: str) -> Story:
-        """The story of a sequence that runs or ran here, or has ended elsewhere. Raises RefusedError."""
-        if name in self.running:
-            return self.running[name].story
-        if name in self._ended:
-            return self._ended[name]
-        try:
-            record = await self.store.read(name)
-        except StoreError as error:
-            raise RefusedError(str(error), status=503, code="store_lost") from error
-        if record is None:
-            raise RefusedError(f"sequence: there is none named {name!r}", status=404, field="sequence")
-        if record.finish not in REASONS:
-            raise RefusedError(f"sequence: {name!r} is run by another router, or was until that died", status=503)
-        story = self._story(record.spec, [])
-        for token in record.tokens:
-            story.append(token, self.family.target.name)
-        story.close(REASONS[record.finish], Account())
-        return story
-
-    def _story(self, spec: state_pb2.SequenceSpec, tokens: list[int]) -> Story:
+    def _story(self, spec: state_pb2.SequenceSpec) -> Story:
         detokenizer = self.tokenizer.detokenizer(spec.prompt)
-        return Story(tokens, detokenizer, spec.stop, frozenset(spec.params.stop_ids))
+        return Story([], detokenizer, spec.stop, frozenset(spec.params.stop_ids))
 
     # Once in a tick, after the links have been given what to send.
 
@@ -266,9 +346,12 @@ class Router:
             self._idle.set()
         self.metrics.running.set(len(self.running))
         self.metrics.finished.labels(router_pb2.Finish.Name(sequence.record.finish)[7:].lower()).inc()
-        self._ended[sequence.id] = sequence.story
-        if len(self._ended) > MAX_ENDED:
-            self._ended.popitem(last=False)
+        if sequence.record.finish:
+            self._finder.keep(_found(sequence))
+
+
+def _found(sequence: Running) -> Found:
+    return Found(sequence.record.spec, sequence.story, sequence.levels)
 
 
 class _Nobody:
@@ -277,5 +360,5 @@ class _Nobody:
     def written(self, tokens: int, ended: bool) -> None:
         """Nothing to do."""
 
-    def refused(self, why: str) -> None:
+    def refused(self, why: str, finish: router_pb2.Finish.ValueType) -> None:
         """Nothing to do."""

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 import tempfile
 from collections.abc import Generator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +23,9 @@ from specrouter_router import tokenizer_source
 from specrouter_router.generate import RouterServer
 from specrouter_router.metrics import OTEL_NAMES, Metrics
 from specrouter_router.openai_api import make_app
+from specrouter_router.orphans import OrphansPolicy
 from specrouter_router.records import StoreError
-from specrouter_router.router import Router, StartError
+from specrouter_router.router import Router, StartError, WithoutRedis
 from specrouter_router.store import RedisStore
 from specrouter_router.tokenizer import Tokenizer, TokenizerError
 from specrouter_telemetry import push
@@ -30,7 +33,6 @@ from specrouter_telemetry import push
 log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
-DRAIN_S = 10.0  # running sequences may take so long to end when the process is asked to stop
 GRPC_GRACE_S = 1.0
 
 
@@ -43,6 +45,25 @@ class HttpServer(uvicorn.Server):
         yield
 
 
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How the process was asked to serve."""
+
+    redis_url: str = field(repr=False)
+    host: str
+    http_port: int
+    grpc_port: int
+    orphans: OrphansPolicy
+    without_redis: WithoutRedis
+    drain_s: float
+
+    @property
+    def address(self) -> str:
+        """Where other processes find the HTTP port, as far as it is known here."""
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::", "") else self.host  # noqa: S104 - compared only
+        return f"{host}:{self.http_port}"
+
+
 class ServeError(Exception):
     """One line for people: why the process ends."""
 
@@ -51,19 +72,20 @@ class ServeError(Exception):
 def serve(
     family: Annotated[Path, typer.Option(help="Family file; its levels need addresses.", envvar="SPECROUTER_FAMILY")],
     redis_url: Annotated[
-        str, typer.Option(help="redis[s][+sentinel|+cluster]://[user:password@]host:port", envvar="SPECROUTER_REDIS_URL")
+        str, typer.Option(help="redis[s][+sentinel|+cluster]://[user:password@]host", envvar="SPECROUTER_REDIS_URL")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.", envvar="SPECROUTER_HOST")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=1, max=65535, envvar="SPECROUTER_HTTP_PORT")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=1, max=65535, envvar="SPECROUTER_GRPC_PORT")] = 8001,
     orphans: Annotated[
-        Orphans, typer.Option(help="What a dead router ran and nobody asks for: expire, or finish it.", envvar="SPECROUTER_ORPHANS")
-    ] = Orphans.EXPIRE,
+        OrphansPolicy,
+        typer.Option(help="What a router that died ran and nobody asks for.", envvar="SPECROUTER_ORPHANS"),
+    ] = OrphansPolicy.EXPIRE,
     without_redis: Annotated[
         WithoutRedis, typer.Option(help="New requests while Redis is lost.", envvar="SPECROUTER_WITHOUT_REDIS")
     ] = WithoutRedis.SERVE,
     drain_s: Annotated[
-        float, typer.Option(min=0, max=3600, help="Running sequences may take so long to end.", envvar="SPECROUTER_DRAIN_S")
+        float, typer.Option(min=0, max=3600, help="Time for running sequences to end.", envvar="SPECROUTER_DRAIN_S")
     ] = 10.0,
 ) -> None:
     """Serve one family: OpenAI's interface on the HTTP port, RouterService on the gRPC port."""
@@ -74,7 +96,8 @@ def serve(
             if not level.endpoints:
                 raise FamilyError(f"{family}: levels.{i}.address: required by the router")
         tokenizer = _tokenizer(loaded)
-        asyncio.run(_serve(loaded, tokenizer, redis_url, host, http_port, grpc_port))
+        ways = Ways(redis_url, host, http_port, grpc_port, orphans, without_redis, drain_s)
+        asyncio.run(_serve(loaded, tokenizer, ways))
     except (FamilyError, TokenizerError, ServeError, StoreError, StartError, OSError, ValueError) as error:
         log.error("%s", " ".join(str(error).split()))
         raise typer.Exit(1) from error
@@ -89,18 +112,24 @@ def _tokenizer(family: Family) -> Tokenizer:
         return tokenizers.load(folder)
 
 
-async def _serve(
-    family: Family, tokenizer: Tokenizer, redis_url: str, host: str, http_port: int, grpc_port: int
-) -> None:
+async def _serve(family: Family, tokenizer: Tokenizer, ways: Ways) -> None:
     metrics = Metrics()
-    store = RedisStore(redis_url, metrics)
+    store = RedisStore(ways.redis_url, metrics)
     await store.open()
-    router = Router(family, tokenizer, store, metrics)
+    router = Router(
+        family,
+        tokenizer,
+        store,
+        metrics,
+        address=ways.address,
+        orphans=ways.orphans,
+        without_redis=ways.without_redis,
+    )
     http = HttpServer(
         uvicorn.Config(
             make_app(router),
-            host=host,
-            port=http_port,
+            host=ways.host,
+            port=ways.http_port,
             log_level="warning",
             access_log=False,
             lifespan="off",
@@ -115,8 +144,8 @@ async def _serve(
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await grpc_server.start(f"{host}:{grpc_port}")
-    http_task = asyncio.create_task(_http(http, host, http_port), name="http")
+    await grpc_server.start(f"{ways.host}:{ways.grpc_port}")
+    http_task = asyncio.create_task(_http(http, ways.host, ways.http_port), name="http")
     start_task = asyncio.create_task(router.start(), name="start")
     stop_task = asyncio.create_task(stopping.wait(), name="stop")
     try:
@@ -131,7 +160,7 @@ async def _serve(
     finally:
         start_task.cancel()
         stop_task.cancel()
-        await router.stop(DRAIN_S)
+        await router.stop(ways.drain_s)
         http.should_exit = True
         await grpc_server.stop(GRPC_GRACE_S)
         await asyncio.wait({http_task}, timeout=3)

@@ -24,7 +24,7 @@ from specrouter_router.flight import Flight
 from specrouter_router.measure import Measure
 from specrouter_router.metrics import Metrics
 from specrouter_router.planner import chain_of
-from specrouter_router.refusal import RefusedError
+from specrouter_router.refusal import RefusedError, taken_over
 from specrouter_router.replicas import Replicas
 from specrouter_router.seat import Seat
 from specrouter_router.store import Record
@@ -80,8 +80,9 @@ class Sequence:
             spec.prompt,
             limit=len(spec.prompt) + spec.max_tokens,
             stop_ids=frozenset(spec.params.stop_ids),
+            generated=record.tokens,
         )
-        self.text = Text(spec.prompt)  # prompt and committed
+        self.text = Text([*spec.prompt, *record.tokens])  # prompt and committed
         self.probe = 0  # top probabilities wanted of the target's next call
         self.probes: tuple[int, list[pb.Probe]] = (0, [])  # what the last such call said, from a position on
         self._seats: dict[str, Seat] = {}
@@ -93,7 +94,7 @@ class Sequence:
         self._touched = False
         self._overloaded_since: float | None = None
         self._refusal: RefusedError | None = None
-        self._matched = False
+        self._matched = story.matched
         self._now = asyncio.get_running_loop().time
         self._last = self._now()  # when the last round ended
         self._measure = Measure(
@@ -117,6 +118,7 @@ class Sequence:
 
     def start(self) -> None:
         """The first calls, and the record."""
+        self.story.abandoned = self.park
         self._touched = True
         self._touch(self)
         self._carry_out(self._machine.start())
@@ -124,6 +126,16 @@ class Sequence:
     def cancel(self) -> None:
         """Nobody wants the rest."""
         self._take(Cancel())
+
+    def park(self) -> None:
+        """Nobody follows any more: stop, but leave the record to whoever comes for it."""
+        self.break_off(RefusedError("nobody followed it any more", status=503, code="abandoned"))
+
+    def hand_over(self, refusal: RefusedError) -> None:
+        """Stop here; another router should go on. The levels keep what they hold."""
+        if not self.ended:
+            self.record.moving = True
+            self.break_off(refusal)
 
     def retire(self) -> None:
         """It has ended, and nobody will ask for it again."""
@@ -190,7 +202,7 @@ class Sequence:
         elif reply.outcome == pb.OUTCOME_OVERLOADED:
             self._overloaded(flight, level, reply, why)
         elif reply.outcome == pb.OUTCOME_STALE_EPOCH:
-            self.break_off(RefusedError(f"level {level}: {why}: another router owns the sequence", status=502))
+            self.break_off(taken_over(f"level {level}: {why}: another router owns the sequence"))
         else:
             if reply.tokens:
                 self._take(Reply(flight.call, list(reply.tokens), False))
@@ -312,8 +324,9 @@ class Sequence:
             self._measure.checked(self._machine.plan, self._machine.tallies)
             if record.finish:
                 self._measure.ended()
-            for name, seat in self._seats.items():
-                self._links[name].release(seat)
+            if not record.moving:
+                for name, seat in self._seats.items():
+                    self._links[name].release(seat)
         return self.ended
 
     def _reason(self) -> Reason | None:
@@ -333,15 +346,17 @@ class Sequence:
             reason = self._reason()
             self.story.close(reason, self.account(), None if reason else self._refusal)
 
-    def refused(self, why: str) -> None:
+    def refused(self, why: str, finish: router_pb2.Finish.ValueType) -> None:
         """See store.Listener."""
-        log.error("sequence %s: %s", self.id, why)
-        refusal = RefusedError(why, status=502, code="taken_over")
-        if self.ended:
-            if self.story.end is None:
-                self.story.close(None, self.account(), refusal)
-        else:
+        refusal = taken_over(why)
+        if not self.ended and finish == router_pb2.FINISH_CANCELLED:
+            self.cancel()
+        elif not self.ended:
+            log.warning("sequence %s: %s", self.id, why)
             self.break_off(refusal)
+        elif self.story.end is None:
+            cancelled = self._reason() == "cancelled"
+            self.story.close("cancelled" if cancelled else None, self.account(), None if cancelled else refusal)
 
     def account(self) -> Account:
         """What happened so far."""

@@ -26,7 +26,8 @@ def status_routes(router: Router) -> APIRouter:
     async def readyz() -> Response:
         """Whether requests are taken: 200 or 503."""
         why = router.why_not_ready
-        return PlainTextResponse(f"{why or 'ready'}\n", 503 if why else 200)
+        ready = "ready" if router.protected else "ready, unprotected: Redis is lost"
+        return PlainTextResponse(f"{why or ready}\n", 503 if why else 200)
 
     @routes.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -52,7 +53,8 @@ def status_routes(router: Router) -> APIRouter:
             },
             "adaptive": adaptive,
             "sequences": len(router.running),
-            "redis": "lost" if router.store.lost else "ok",
+            "router": {"id": router.lease.id, "address": router.lease.address, "draining": router.draining},
+            "redis": "lost" if router.store.lost_s else "ok",
         }
 
     return routes

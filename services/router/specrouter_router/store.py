@@ -1,14 +1,9 @@
-"""The recovery records, in Redis.
+"""Where recovery records are written: Redis.
 
-A sequence has three keys under one hash tag, so that they live on one node of a cluster:
-
-    specrouter:{ID}:spec     SequenceSpec, serialized; written once
-    specrouter:{ID}:state    hash of epoch, round, finish
-    specrouter:{ID}:tokens   committed tokens, 4 bytes each, appended to
-
-Every write is a compare-and-set on epoch and round, done by a small script; all that is due in one tick of the loop
-goes in one pipeline. When Redis is lost, streams go on without it: the records stay due, and when it is back the
-whole missing part of each is written.
+Every write is a compare-and-set on epoch, owner and round, done by a small script (record_scripts.py); all that is due
+in one tick of the loop goes in one batch. When Redis is lost, streams go on without it: the records stay due, and when
+it is back the whole missing part of each is written. So is what a Redis has lost that comes back with less than it had
+(a replica that became the master, a snapshot): the answer to the next write shows it.
 """
 
 from __future__ import annotations
@@ -20,45 +15,23 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
-from google.protobuf.message import DecodeError
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError
 
 from specrouter.v1 import router_pb2, state_pb2
-from specrouter_core.record import TOKEN_BYTES, pack, unpack
+from specrouter_core.record import TOKEN_BYTES, pack
+from specrouter_router import redis_url
 from specrouter_router.metrics import Metrics
+from specrouter_router.record_scripts import APPEND, TTL_S, keys
+from specrouter_router.records import FINISHES, Records, StoreError
+from specrouter_router.redis_wire import LOST, SOCKET_S, Command, RedisEnd, line
 
 log = logging.getLogger(__name__)
 
-TTL_S = 3600  # after the last write
-SOCKET_S = 1.0  # for one answer of Redis; a stream may stall so long when it is lost
 PAUSE_S = (0.1, 2.0)  # between tries while it is lost, first and longest
 LOG_S = 30.0  # between two log lines about a loss that lasts
-MAX_BATCH = 256  # records in one pipeline
+MAX_BATCH = 256  # records in one batch
 MAX_ENDED = 1024  # records of ended sequences that wait for a lost Redis; older ones are given up
-
-# KEYS: state, tokens, spec. ARGV: epoch, round expected (0: none), round, tokens, finish, TTL.
-# Answers 1: written. 0: there is no such record. Else [epoch, round, bytes of tokens]: what there is instead.
-APPEND = """
-local state = redis.call('HMGET', KEYS[1], 'epoch', 'round')
-if not state[1] then
-  if ARGV[2] ~= '0' then return 0 end
-  redis.call('DEL', KEYS[2])
-elseif state[1] ~= ARGV[1] or state[2] ~= ARGV[2] then
-  return {tonumber(state[1]), tonumber(state[2]), redis.call('STRLEN', KEYS[2])}
-end
-redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'round', ARGV[3], 'finish', ARGV[5])
-if ARGV[4] ~= '' then redis.call('APPEND', KEYS[2], ARGV[4]) end
-for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[6]) end
-return 1
-"""
-
-
-_FINISHES = {int(value): value for value in router_pb2.Finish.values()}
 
 
 class Listener(Protocol):
@@ -67,12 +40,8 @@ class Listener(Protocol):
     def written(self, tokens: int, ended: bool) -> None:
         """The first ``tokens`` are safe, or as safe as they can be; ``ended``: so is the end."""
 
-    def refused(self, why: str) -> None:
-        """The record belongs to somebody else now."""
-
-
-class StoreError(Exception):
-    """Redis can't be used."""
+    def refused(self, why: str, finish: router_pb2.Finish.ValueType) -> None:
+        """The record belongs to somebody else now, or was ended by somebody: nothing can be written any more."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,29 +51,38 @@ class Record:
     spec: state_pb2.SequenceSpec
     tokens: list[int]
     listener: Listener
+    owner: str = ""  # this router
+    index: str = ""  # key of the set in which the owner's sequences are listed; "" = none
     epoch: int = 1
     round: int = 0  # counts the commits
     ended: bool = False
     finish: router_pb2.Finish.ValueType = router_pb2.FINISH_UNSPECIFIED
+    free: bool = False  # ended here, but not at its end: any router may take it up
+    moving: bool = False  # with ``free``: somebody should
     kept_round: int = 0  # of what Redis is known to have
     kept_tokens: int = 0
+    kept_spec: bool = False
+    listed: bool = False
+    fenced: str = ""  # why nothing can be written any more
+    tried: float = 0.0  # loop time of the last write
 
 
 class Store(Protocol):
     """Where records are kept."""
 
-    lost: bool
+    records: Records
+
+    @property
+    def lost_s(self) -> float:
+        """For so long it could not be used; 0 = it can be."""
 
     def write(self, record: Record) -> None:
         """Bring it up to date soon; its listener hears when that is done."""
 
-    async def read(self, sequence: str) -> state_pb2.SequenceRecord | None:
-        """A record, None where there is none. Raises StoreError."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    """One record's part of a pipeline."""
+    """One record's part of a batch."""
 
     record: Record
     tokens: int
@@ -113,20 +91,14 @@ class _Write:
 
 
 class RedisStore:
-    """See the module."""
+    """See the module. Raises ValueError when the URL can't be used."""
 
     def __init__(self, url: str, metrics: Metrics) -> None:
-        self.lost = False
-        self.address = _without_secrets(url)
         self._metrics = metrics
-        self._redis: Any = Redis.from_url(
-            url,
-            socket_timeout=SOCKET_S,
-            socket_connect_timeout=SOCKET_S,
-            retry=Retry(NoBackoff(), 0),  # the store's own loop tries again
-            max_connections=8,
-        )
-        self._connection: Any = self._redis.connection_pool.make_connection()
+        self.redis = RedisEnd(redis_url.parse(url))
+        self.address = self.redis.address
+        self.records = Records(self.redis.shared, self.address)
+        self._lost_since: float | None = None
         self._due: dict[Record, None] = {}
         self._wake: asyncio.Future[None] | None = None
         self._empty = asyncio.Event()
@@ -134,12 +106,22 @@ class RedisStore:
         self._logged = 0.0
         self._task: asyncio.Task[None] | None = None
 
+    @property
+    def lost(self) -> bool:
+        """Whether Redis can't be used now."""
+        return self._lost_since is not None
+
+    @property
+    def lost_s(self) -> float:
+        """See Store."""
+        return 0.0 if self._lost_since is None else max(time.monotonic() - self._lost_since, 1e-9)
+
     async def open(self) -> None:
         """Connect. Raises StoreError."""
         try:
-            self._sha = await self._redis.script_load(APPEND)
-        except (RedisError, OSError) as error:
-            raise StoreError(f"cannot use Redis at {self.address}: {_line(error)}") from error
+            self._sha = await self.redis.load(APPEND)
+        except LOST as error:
+            raise StoreError(f"cannot use Redis at {self.address}: {line(error)}") from error
         self._task = asyncio.create_task(self._run(), name="store")
         self._task.add_done_callback(self._stopped)
 
@@ -153,37 +135,18 @@ class RedisStore:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        await self._connection.disconnect(nowait=True)
-        await self._redis.aclose()
+        await self.redis.close()
 
     def write(self, record: Record) -> None:
         """See Store."""
+        if record.fenced:
+            record.listener.refused(record.fenced, router_pb2.FINISH_UNSPECIFIED)
+            return
         self._due[record] = None
         if self.lost:
             self._let_through(record)
         elif self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
-
-    async def read(self, sequence: str) -> state_pb2.SequenceRecord | None:
-        """See Store."""
-        state, tokens, spec = _keys(sequence)
-        try:
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.get(spec)
-                pipe.hmget(state, "epoch", "round", "finish")
-                pipe.get(tokens)
-                blob, (epoch, round_, finish), packed = await pipe.execute()
-            if blob is None or epoch is None:
-                return None
-            return state_pb2.SequenceRecord(
-                spec=state_pb2.SequenceSpec.FromString(blob),
-                epoch=int(epoch),
-                round=int(round_),
-                tokens=unpack(packed or b""),
-                finish=_FINISHES[int(finish)],
-            )
-        except (RedisError, OSError, DecodeError, ValueError, KeyError) as error:
-            raise StoreError(f"cannot read from Redis at {self.address}: {_line(error)}") from error
 
     # The loop that writes.
 
@@ -198,7 +161,7 @@ class RedisStore:
             batch = [_Write(r, len(r.tokens), r.round, r.ended) for r in islice(self._due, MAX_BATCH)]
             try:
                 await self._flush(batch)
-            except (RedisError, OSError) as error:
+            except LOST as error:
                 self._lose(error)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, PAUSE_S[1])
@@ -206,72 +169,91 @@ class RedisStore:
             pause = PAUSE_S[0]
 
     async def _flush(self, batch: list[_Write]) -> None:
-        commands: list[tuple[Any, ...]] = []
+        commands: list[Command] = []
+        places: list[int] = []  # of each write's answer
+        now = time.monotonic()
         for write in batch:
             record = write.record
-            state, tokens, spec = _keys(record.spec.sequence)
-            if record.kept_round == 0:
-                commands.append(("SET", spec, record.spec.SerializeToString(), "EX", TTL_S))
+            record.tried = now
+            names = keys(record.spec.sequence)
+            if not record.kept_spec:
+                commands.append(("SET", names[2], record.spec.SerializeToString(), "EX", TTL_S))
+            commands += self._listing(write)
+            places.append(len(commands))
+            expected = (record.epoch, record.owner, record.kept_round, record.kept_tokens * TOKEN_BYTES)
             news = pack(record.tokens[record.kept_tokens : write.tokens])
-            expected = (record.epoch, record.kept_round)
-            rest = (write.round, news, int(record.finish), TTL_S)
-            commands.append(("EVALSHA", self._sha, 3, state, tokens, spec, *expected, *rest))
-        results = iter(await self._exchange(commands))
+            next_owner = "" if write.ended else record.owner
+            rest = (write.round, news, int(record.finish), TTL_S, next_owner)
+            commands.append(("EVALSHA", self._sha, 3, *names, *expected, *rest))
+        results = await self.redis.quick.exchange(commands)
         if self.lost:
-            self.lost = False
+            self._lost_since = None
             log.warning("Redis at %s is back; writing %d records", self.address, len(self._due))
-        faults: list[Exception] = []
-        for write in batch:
-            if write.record.kept_round == 0:
-                next(results)
-            result = next(results)
-            if isinstance(result, Exception):
-                faults.append(result)
-            else:
-                self._settle(write, result)
+        faults = [result for result in results if isinstance(result, Exception)]
+        for write, place in zip(batch, places, strict=True):
+            if not isinstance(results[place], Exception):
+                self._settle(write, results[place])
         if faults and all(isinstance(fault, NoScriptError) for fault in faults):
-            await self._redis.script_load(APPEND)
+            await self.redis.load(APPEND)
         elif faults:
             raise faults[0]
 
-    async def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """One pipeline on the store's own connection: at one sequence, half the time of a pooled one.
-
-        Errors of single commands are among the results; whatever else goes wrong breaks the connection.
-        """
-        connection = self._connection
-        results: list[Any] = []
-        try:
-            await connection.connect()  # does nothing while it is connected
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            for _ in commands:
-                try:
-                    results.append(await connection.read_response())
-                except ResponseError as error:
-                    results.append(error)
-        except BaseException:  # answers may be on their way: they must not be taken for the next ones
-            await connection.disconnect(nowait=True)
-            raise
-        return results
+    def _listing(self, write: _Write) -> list[Command]:
+        """The owner's list is for finding what a dead one left: what is moving stays on it."""
+        record = write.record
+        if not record.index:
+            return []
+        if write.ended:
+            return [] if record.moving else [("SREM", record.index, record.spec.sequence)]
+        return [] if record.listed else [("SADD", record.index, record.spec.sequence)]
 
     def _settle(self, write: _Write, result: Any) -> None:
         """What Redis said to one write."""
         record = write.record
-        if result == 1:
-            record.kept_round, record.kept_tokens = write.round, write.tokens
-            if (record.round, record.ended) == (write.round, write.ended):
-                self._due.pop(record, None)
-            record.listener.written(write.tokens, write.ended)
-        elif result == 0:  # it has been emptied: write all of it anew
-            record.kept_round = record.kept_tokens = 0
+        if result in (1, 2):
+            self._kept(write, spec=result == 1)
+        elif result == 0:  # it has been emptied, or shows an older owner: write all of it anew
+            self._heal(record, 0, 0)
         else:
-            epoch, round_, size = result
+            epoch, round_, size, owner, finish = result
             tokens = size // TOKEN_BYTES
-            if epoch == record.epoch and record.kept_round < round_ <= record.round and tokens <= len(record.tokens):
-                record.kept_round, record.kept_tokens = round_, tokens  # an earlier write had arrived after all
+            if [epoch, round_, tokens, owner] == [record.epoch, write.round, write.tokens, b""] and write.ended:
+                self._kept(write, spec=True)  # an earlier try had arrived after all
+            elif (
+                [epoch, owner, finish] == [record.epoch, record.owner.encode(), 0]
+                and round_ <= record.round
+                and tokens <= len(record.tokens)
+            ):
+                self._heal(record, round_, tokens)
             else:
-                self._due.pop(record, None)
-                record.listener.refused(f"the record is at epoch {epoch}, round {round_}: another router owns it")
+                self._fence(record, epoch, round_, finish)
+
+    def _kept(self, write: _Write, *, spec: bool) -> None:
+        record = write.record
+        record.kept_spec, record.listed = spec, True
+        record.kept_round, record.kept_tokens = write.round, write.tokens
+        if spec and (record.round, record.ended) == (write.round, write.ended):
+            self._due.pop(record, None)
+        record.listener.written(write.tokens, write.ended)
+
+    def _heal(self, record: Record, round_: int, tokens: int) -> None:
+        """Redis has less than it said it has, or more, because an answer got lost: go on from what there is."""
+        if record.kept_round > round_ or record.kept_tokens > tokens:
+            self._metrics.redis_healed.inc()
+            log.warning(
+                "sequence %s: Redis has lost what it had: %d of %d tokens are left; writing the rest again",
+                record.spec.sequence,
+                tokens,
+                record.kept_tokens,
+            )
+        record.kept_round, record.kept_tokens = round_, tokens
+        if round_ == 0:
+            record.kept_spec = record.listed = False
+
+    def _fence(self, record: Record, epoch: int, round_: int, finish: int) -> None:
+        self._due.pop(record, None)
+        record.fenced = f"the record is at epoch {epoch}, round {round_}: another router owns it"
+        record.listener.refused(record.fenced, FINISHES.get(finish, router_pb2.FINISH_UNSPECIFIED))
 
     # Without Redis.
 
@@ -283,13 +265,13 @@ class RedisStore:
             self._lose(error)
 
     def _lose(self, error: Exception) -> None:
-        if not self.lost:
-            self.lost = True
-            self._metrics.redis_losses.inc()
         now = time.monotonic()
+        if self._lost_since is None:
+            self._lost_since = now
+            self._metrics.redis_losses.inc()
         if now - self._logged > LOG_S:
             self._logged = now
-            log.error("Redis at %s is lost, streams go on without it: %s", self.address, _line(error))
+            log.error("Redis at %s is lost, streams go on without it: %s", self.address, line(error))
         for record in list(self._due):
             self._let_through(record)
 
@@ -299,17 +281,3 @@ class RedisStore:
             ended = next(due for due in self._due if due.ended)
             del self._due[ended]
             self._metrics.redis_dropped.inc()
-
-
-def _keys(sequence: str) -> tuple[str, str, str]:
-    tag = f"specrouter:{{{sequence}}}"
-    return f"{tag}:state", f"{tag}:tokens", f"{tag}:spec"
-
-
-def _without_secrets(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.hostname}:{parts.port or 6379}" if parts.hostname else parts.path
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -8,7 +8,8 @@ position only: a slow one gets larger chunks, not a longer queue, and any number
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,7 +82,10 @@ class End:
 
 
 class Story:
-    """See the module. ``stop_ids`` end the text and show no text of their own."""
+    """See the module. ``stop_ids`` end the text and show no text of their own.
+
+    ``abandoned`` is called when the last of its followers has gone before the end.
+    """
 
     def __init__(
         self, tokens: list[int], detokenizer: Detokenizer, stops: Sequence[str], stop_ids: frozenset[int]
@@ -90,11 +94,34 @@ class Story:
         self.origins: list[str] = []
         self.delivered = 0
         self.end: End | None = None
+        self.followers = 0
+        self.abandoned: Callable[[], None] | None = None
         self._pieces: list[list[Piece]] = []  # per token
         self._detokenizer = detokenizer
         self._scanner = StopScanner(stops)
         self._stop_ids = stop_ids
         self._waiting: list[asyncio.Future[None]] = []
+
+    @property
+    def matched(self) -> bool:
+        """Whether a stop text is complete."""
+        return self._scanner.matched
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """While a client follows."""
+        self.followers += 1
+        try:
+            yield
+        finally:
+            self.followers -= 1
+            if not self.followers:
+                self.abandon()
+
+    def abandon(self) -> None:
+        """Nobody follows any more."""
+        if self.end is None and self.abandoned is not None:
+            self.abandoned()
 
     def append(self, token: int, origin: str) -> bool:
         """Add a committed token. Returns whether it completes a stop text; nothing may be added after that."""
@@ -111,14 +138,15 @@ class Story:
             self._wake()
 
     def close(self, reason: Reason | None, account: Account, refusal: RefusedError | None = None) -> None:
-        """Nothing follows the tokens appended so far; all of them may be shown."""
+        """Nothing follows the tokens appended so far. At a proper end, all of them may be shown."""
         pieces: list[Piece] = []
         if not self._scanner.matched:
             origin = self.origins[-1] if self.origins else ""
             pieces += self._scanner.feed(self._detokenizer.flush(), origin)
             if not self._scanner.matched:
                 pieces += self._scanner.flush()
-        self.delivered = len(self.tokens)
+        if refusal is None:
+            self.delivered = len(self.tokens)
         self.end = End(reason, pieces, account, refusal)
         self._wake()
 
@@ -141,6 +169,11 @@ class Story:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         await waiting
+
+    async def finished(self) -> None:
+        """Returns when the end has come."""
+        while self.end is None:
+            await self.changed()
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
