@@ -224,6 +224,13 @@ class Family(Spec):
             self.chain.windows.setdefault(name, self.chain.default_window(name == names[last]))
         return self
 
+    def with_chain(self, chain: ChainSpec) -> Self:
+        """The same levels with another chain section. Raises FamilyError when it doesn't fit them."""
+        try:
+            return type(self).model_validate({**dict(self), "chain": chain.model_copy(deep=True)})
+        except ValidationError as error:
+            raise FamilyError(_explain(error)) from error
+
     @property
     def target(self) -> LevelSpec:
         """The level whose text the client gets."""

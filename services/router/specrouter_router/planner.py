@@ -10,7 +10,7 @@ from specrouter.v1 import level_pb2 as pb
 from specrouter_core.adaptive import Adaptive, Member
 from specrouter_core.chain import Plan
 from specrouter_core.event import Commit
-from specrouter_family.family import Family
+from specrouter_family.family import ChainSpec, Family
 from specrouter_router.course import AdaptiveCourse, Course, FixedCourse, FollowedCourse, NarrowCourse
 from specrouter_router.metrics import Metrics
 from specrouter_router.pin import Pin
@@ -41,6 +41,10 @@ class FixedPlanner:
         """The course of a sequence of at most ``length`` tokens. Raises InvalidError when ``pin`` is wrong."""
         pin.check(self._names)
         return FixedCourse(self.wanted(pin, length), self._links)
+
+    def steer(self, weights: Mapping[str, float], chain: ChainSpec) -> None:
+        """New sequences follow this chain section; weights are for planners that choose."""
+        self._chain = chain
 
     def wanted(self, pin: Pin, length: int) -> Plan:
         """The plan if every level were up."""
@@ -167,6 +171,18 @@ class AdaptivePlanner:
         windows = tuple(min(pair) for pair in zip(plan.windows, limits, strict=True))
         least = tuple(min(pair) for pair in zip(plan.least, windows, strict=True))
         return Plan(plan.levels, windows, min(plan.lookahead, self._chain.lookahead), plan.overlapped, least)
+
+    def steer(self, weights: Mapping[str, float], chain: ChainSpec) -> None:
+        """Plan with these weights, and within these limits, from now on. The target is always used."""
+        for member in self.adaptive.members:
+            weight = weights.get(member.name, member.weight)
+            if weight > 0 or member.name != self.target:
+                member.weight = weight
+        self._chain = chain
+        self._fixed.steer(weights, chain)
+        self.adaptive.modes = chain.modes
+        self.adaptive.max_window = max(chain.windows.values())
+        self.adaptive.changed()
 
     def shun(self, level: str, now: float) -> None:
         """The level failed a sequence: leave it out of plans for a while."""

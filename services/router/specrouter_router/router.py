@@ -6,13 +6,13 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from enum import StrEnum
 
 from specrouter.v1 import router_pb2, state_pb2
-from specrouter_family.family import Family
+from specrouter_family.family import ChainSpec, Family, FamilyError
 from specrouter_router.course import Course
 from specrouter_router.endpoints import Endpoints
 from specrouter_router.find import Finder, Found
@@ -29,6 +29,7 @@ from specrouter_router.replicas import Replicas
 from specrouter_router.request import Limits, Request
 from specrouter_router.sequence import Sequence as Running
 from specrouter_router.spec import pin_of, spec_of
+from specrouter_router.steering import Steering
 from specrouter_router.store import Record, Store
 from specrouter_router.story import Story
 from specrouter_router.tokenizer import Tokenizer
@@ -98,6 +99,7 @@ class Router:
         self.watches = Watches(store.records, self.lease, self._adopt, self._why_not_run)
         self._finder = Finder(store.records, self.watches, self._story)
         self._sweeper = Sweeper(store.records, self.lease, orphans, self._finish_orphan, self._room)
+        self.steering = Steering(store.records, family.name, self._steer)
         self._touched: list[Running] = []
         self._idle = asyncio.Event()
         self._idle.set()
@@ -130,12 +132,14 @@ class Router:
             self.metrics.planned.adaptive = self.planner.adaptive
         self._started = True
         self._sweeper.start()
+        self.steering.start()
         log.info("ready: family %s, levels %s", self.family.name, ", ".join(self.links))
 
     async def stop(self, seconds: float) -> None:
         """Take no more requests, let running ones end within ``seconds``, leave the rest to others, disconnect."""
         self.draining = True
         await self._sweeper.stop()
+        await self.steering.stop()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
@@ -183,6 +187,22 @@ class Router:
                 raise StartError(
                     f"{known[0][0]} and {who} have different vocabularies: {known[0][1][:16]} and {digest[:16]}"
                 )
+
+    def _steer(self, weights: Mapping[str, float], chain: ChainSpec | None) -> str:
+        """What the operator wants is in force from now on. Returns what of it is not, "" for nothing."""
+        left_out = []
+        if chain is not None:
+            try:
+                self.family = self.family.with_chain(chain.model_copy(update={"policy": self.family.chain.policy}))
+            except FamilyError as error:
+                left_out.append(str(error))
+            if chain.policy != self.family.chain.policy:
+                left_out.append(f"chain.policy: {chain.policy} needs a new start of the router")
+        unknown = sorted(weights.keys() - self.links.keys())
+        if unknown:
+            left_out.append(f"weights: no level is named {', '.join(unknown)}")
+        self.planner.steer(weights, self.family.chain)
+        return "; ".join(left_out)
 
     def _came_back(self, level: str) -> None:
         for sequence in self.running.values():

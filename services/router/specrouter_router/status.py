@@ -52,6 +52,7 @@ def status_routes(router: Router) -> APIRouter:
                 "lookahead": family.chain.lookahead,
             },
             "adaptive": adaptive,
+            "policy": {"version": router.steering.version, "problem": router.steering.problem},
             "sequences": len(router.running),
             "router": {"id": router.lease.id, "address": router.lease.address, "draining": router.draining},
             "redis": "lost" if router.store.lost_s else "ok",
