@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from kubernetes import config
 
-from specrouter_operator import explain
+from specrouter_operator import explain, removal
 from specrouter_operator.api import ApiError, connect
 from specrouter_operator.health import Health
 from specrouter_operator.operator import Operator, Pace
@@ -93,6 +93,27 @@ def explain_policy(
         typer.echo(f"specrouter-operator: {error}", err=True)
         raise typer.Exit(2) from error
     typer.echo(text)
+
+
+@app.command("remove-family")
+def remove_family(
+    name: Annotated[str, typer.Argument(help="The ModelFamily.")],
+    *,
+    namespace: Namespace = None,
+    kubeconfig: Kubeconfig = None,
+    seconds: Annotated[float, typer.Option(help="How long it may take.", min=1)] = 600,
+) -> None:
+    """Delete a family, and wait until the operator has drained its levels and let it go."""
+    try:
+        gone = removal.remove(connect(kubeconfig, namespace or _own_namespace()), name, seconds)
+    except (ApiError, config.ConfigException, OSError) as error:
+        typer.echo(f"specrouter-operator: {error}", err=True)
+        raise typer.Exit(2) from error
+    if not gone:
+        typer.echo(
+            f"specrouter-operator: family {name} is still there after {seconds:g} s; does an operator run?", err=True
+        )
+        raise typer.Exit(1)
 
 
 def _own_namespace() -> str:
