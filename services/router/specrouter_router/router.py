@@ -100,6 +100,7 @@ class Router:
         self._finder = Finder(store.records, self.watches, self._story)
         self._sweeper = Sweeper(store.records, self.lease, orphans, self._finish_orphan, self._room)
         self.steering = Steering(store.records, family.name, self._steer)
+        metrics.policy_version.set_function(lambda: self.steering.version)
         self._touched: list[Running] = []
         self._idle = asyncio.Event()
         self._idle.set()
