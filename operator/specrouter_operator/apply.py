@@ -20,10 +20,9 @@ from specrouter_operator.watch import Mirror
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {
-    **{"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18},
-}
+SUFFIXES = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 BINARY = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
+ATOMIC = frozenset({"selector", "matchLabels", "nodeSelector"})  # maps in which a key more is another meaning
 MISSING = "(missing)"
 
 
@@ -59,12 +58,16 @@ class Applier:
 def holds(live: Any, wish: Any) -> bool:
     """Whether ``live`` has everything that ``wish`` has. Lists must be equally long."""
     if isinstance(wish, dict):
-        return isinstance(live, dict) and all(
-            holds(live[key], value) if key in live else value in ({}, []) for key, value in wish.items()
-        )
+        return isinstance(live, dict) and all(_has(live, key, value) for key, value in wish.items())
     if isinstance(wish, list):
         return isinstance(live, list) and len(live) == len(wish) and all(map(holds, live, wish))
     return bool(live == wish) or quantity(live) == quantity(wish) is not None
+
+
+def _has(live: Mapping[str, Any], key: str, value: Any) -> bool:
+    if key not in live:
+        return value in ({}, [])
+    return bool(live[key] == value) if key in ATOMIC else holds(live[key], value)
 
 
 def cut(live: Any, wish: Any) -> Any:

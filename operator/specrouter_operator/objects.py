@@ -93,7 +93,6 @@ def _level(name: str, spec: ModelFamilySpec, level: Level, pod: Object) -> Wante
         return [(INFERENCE_SERVICE, _inference_service(meta(f"{name}-{level.name}"), spec, level, pod)), *common]
     deployment = {
         "selector": {"matchLabels": chosen},
-        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         "template": {"metadata": {"labels": dict(labels)}, "spec": pod},
     }
     service = {

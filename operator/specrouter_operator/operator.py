@@ -22,6 +22,7 @@ from specrouter_operator.world import RetryError, World
 log = logging.getLogger(__name__)
 
 WORKERS = 4
+WRITING = frozenset({"lease", *(f"worker-{i}" for i in range(WORKERS))})  # names of threads
 LEASE_NAME = "specrouter-operator"
 POLL_S = 0.5  # how often a worker without work looks whether it should end
 
@@ -98,7 +99,8 @@ class Operator:
         self._queue.close()
         end = time.monotonic() + timeout
         for thread in self._threads:
-            thread.join(max(0.0, end - time.monotonic()))
+            if thread.name in WRITING:  # those that only read end with their watch
+                thread.join(max(0.0, end - time.monotonic()))
 
     def alive(self) -> bool:
         """Whether no thread has ended by itself."""

@@ -34,7 +34,8 @@ from specrouter_operator.world import AlienError, World
 
 log = logging.getLogger(__name__)
 
-TICK_S, REST_S = 1.0, 30.0  # to the next look at a family: with signals to follow, without
+# Seconds to the next look at a family: with signals to follow, without, and while something is refused.
+TICK_S, REST_S, FAULT_S = 1.0, 30.0, 5.0
 
 
 APPLIED = Finding("Configured", True, "Applied", "every object is as it should be")
@@ -154,7 +155,9 @@ class Reconciler:
         now = self._today()
         self._reporter.write(FAMILY, case.owner, family_status(case.owner, case.spec, seen, wants, findings, now))
         self._report_policies(case, decision, wants, version, scaling)
-        return TICK_S if draining or decision is not None else REST_S
+        if draining or decision is not None:
+            return TICK_S
+        return REST_S if case.findings == [APPLIED] else FAULT_S
 
     def _make(self, case: Case) -> list[str]:
         """Apply all objects, if anything of them may differ; drain what is no longer wanted. Returns what drains."""

@@ -96,7 +96,7 @@ def policy_status(
         else Finding("Ready", False, bad.reason, bad.message)
     )
     old = owner.get("status", {})
-    status = {
+    status: Object = {
         "observedGeneration": int(owner["metadata"]["generation"]),
         "conditions": stated([*findings, ready], owner, now),
         "weights": dict(decision.weights) if decision is not None else old.get("weights", {}),
@@ -104,7 +104,8 @@ def policy_status(
         "replicas": dict(wants),
         "reasons": [f"{name}: {why}" for name, why in decision.reasons.items()] if decision is not None else [],
     }
-    return status
+    # server-side apply makes a map null when all we owned in it goes; a map without entries is left out instead
+    return {key: value for key, value in status.items() if value not in ({}, [])}
 
 
 class Reporter:
@@ -119,7 +120,7 @@ class Reporter:
         live, uid = owner.get("status", {}), owner["metadata"]["uid"]
         if live == status:
             return
-        recent = self._clock() - self._written.get(uid, -TEXT_S) < TEXT_S
+        recent = self._clock() - self._written.setdefault(uid, self._clock()) < TEXT_S
         if recent and _wordless(live) == _wordless(status):
             return
         meta = {"name": name_of(owner), "namespace": owner["metadata"]["namespace"], "uid": uid}
