@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import mmap
+import os
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from stub_mesh import Level, Router
 
 AGREEMENT = {"draft": 0.6, "mid": 0.8, "target": 1.0}
 STEP_MS = {"draft": "1:0.5,32:2", "mid": "1:1,32:3", "target": "1:2,32:4"}
+DRAIN_S = 30.0  # until a part that was asked to end has ended
 SHIFTED = Path(__file__).with_name("shifted")
 CHAIN = {"policy": "adaptive", "lookahead": 16, "windows": {"draft": 4, "mid": 6, "target": 8}}
 
@@ -87,7 +89,8 @@ class ChaosMesh:
         clock.write_bytes(struct.pack("d", 0.0))
         with clock.open("r+b") as file:
             self._clocks[name] = mmap.mmap(file.fileno(), 8)
-        env = {"PYTHONPATH": str(SHIFTED), "SHIFTED_CLOCK": str(clock)}
+        path_ = os.pathsep.join(filter(None, [str(SHIFTED), os.environ.get("PYTHONPATH")]))
+        env = {"PYTHONPATH": path_, "SHIFTED_CLOCK": str(clock)}
         router = self.routers[name] = Router(path, url, self.folder / f"{name}.log", env)
         await proxied(f"client>{name}", router.grpc)
         router.start(wait=False)
@@ -130,6 +133,8 @@ class ChaosMesh:
                 self._clocks[part][:8] = struct.pack("d", fault.amount)
             case "freeze":
                 self._child(part).freeze()
+            case "drain":
+                self._child(part).popen.terminate()
             case "kill":
                 self._child(part).kill()
             case "rewind":
@@ -156,6 +161,9 @@ class ChaosMesh:
                 self._clocks[part][:8] = struct.pack("d", 0.0)
             case "freeze":
                 self._child(part).thaw()
+            case "drain":
+                await asyncio.to_thread(self._child(part).popen.wait, DRAIN_S)
+                await self._restart(part)
             case "kill" | "rewind":
                 await self._restart(part)
             case _:

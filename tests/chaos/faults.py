@@ -14,17 +14,17 @@ from follower import Ask
 LEVELS = ("draft", "mid", "target")
 REPLICAS = 2
 ROUTERS = 2
-TRIGGER_S = 1.0  # a fault whose event does not come comes by itself
+TRIGGER_S = 0.3  # a fault whose event does not come comes by itself
 
 Kind = Literal[
-    "kill", "freeze", "clock", "rewind", "latency", "blackhole", "one way", "reset", "half-close", "slow"
+    "kill", "freeze", "drain", "clock", "rewind", "latency", "blackhole", "one way", "reset", "half-close", "slow"
 ]  # fmt: skip
 Where = Literal["level", "router", "redis", "level link", "redis link", "client link"]
 
 ON_LINKS: tuple[Kind, ...] = ("latency", "blackhole", "one way", "reset", "half-close", "slow")
 FAULTS: tuple[tuple[Kind, Where], ...] = (
-    ("kill", "level"), ("freeze", "level"),
-    ("kill", "router"), ("freeze", "router"), ("clock", "router"),
+    ("kill", "level"), ("freeze", "level"), ("drain", "level"),
+    ("kill", "router"), ("freeze", "router"), ("drain", "router"), ("clock", "router"),
     ("kill", "redis"), ("freeze", "redis"), ("rewind", "redis"),
     *((kind, "level link") for kind in ON_LINKS),
     *((kind, "redis link") for kind in ON_LINKS),
