@@ -11,6 +11,7 @@ the family's key is ``namespace/name``.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -81,9 +82,10 @@ class Memory:
 
 
 class Control:
-    """Decides for any number of families."""
+    """Decides for any number of families; different ones may be decided on at the same time."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._families: dict[str, Memory] = {}
 
     def decide(self, mesh: Mesh, rules: Rules, signals: Signals, now: float) -> Decision:
@@ -111,13 +113,15 @@ class Control:
 
     def forget(self, name: str) -> None:
         """The family is gone."""
-        self._families.pop(name, None)
+        with self._lock:
+            self._families.pop(name, None)
 
     def _memory(self, name: str) -> Memory:
-        memory = self._families.pop(name, None) or Memory()
-        self._families[name] = memory  # the newest last
-        if len(self._families) > MAX_FAMILIES:
-            self._families.pop(next(iter(self._families)))
+        with self._lock:
+            memory = self._families.pop(name, None) or Memory()
+            self._families[name] = memory  # the newest last
+            if len(self._families) > MAX_FAMILIES:
+                self._families.pop(next(iter(self._families)))
         return memory
 
     def _replicas(

@@ -44,15 +44,15 @@ APPLIED = Finding("Configured", True, "Applied", "every object is as it should b
 class Publisher(Protocol):
     """Where routers read the weights."""
 
-    def publish(self, family: str, weights: Mapping[str, int], chain: ChainSpec) -> int:
+    def publish(self, family: str, weights: Mapping[str, int], chain: ChainSpec, above: int) -> int:
         """Make weights and chain known to the routers of ``family`` (namespace/name). Returns their version; what is
-        the same as before keeps it. Raises OSError when it can't be reached."""
+        the same as before keeps it, if that is not below ``above``. Raises OSError when it can't be reached."""
 
 
 class NoPublisher:
     """Without Redis, routers have what is in the family file."""
 
-    def publish(self, family: str, weights: Mapping[str, int], chain: ChainSpec) -> int:
+    def publish(self, family: str, weights: Mapping[str, int], chain: ChainSpec, above: int) -> int:
         """Nothing to do."""
         return 0
 
@@ -231,7 +231,7 @@ class Reconciler:
             return 0
         known = int(case.policies[0].get("status", {}).get("weightsVersion", 0))
         try:
-            return self._publisher.publish(self._key(name_of(case.owner)), decision.weights, case.policy.routing)
+            return self._publisher.publish(self._key(name_of(case.owner)), decision.weights, case.policy.routing, known)
         except OSError as error:  # routers go on with what they have; the next tick tries again
             log.warning("weights of %s not published: %s", name_of(case.owner), error)
             return known

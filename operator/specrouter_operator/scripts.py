@@ -13,12 +13,15 @@ from typing import Annotated, Any
 
 import typer
 from kubernetes import config
+from prometheus_client import REGISTRY
 
 from specrouter_operator import explain, removal
 from specrouter_operator.api import ApiError, connect
 from specrouter_operator.health import Health
 from specrouter_operator.operator import Operator, Pace
+from specrouter_operator.publish import RedisPublisher
 from specrouter_operator.settings import Settings
+from specrouter_operator.sources import Sources
 
 log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -42,6 +45,10 @@ def run(  # noqa: PLR0913  # the command line's options
     kubeconfig: Kubeconfig = None,
     identity: Annotated[str | None, _option("identity", "Name of this replica in the lease.")] = None,
     port: Annotated[int, _option("port", "Health and metrics (HTTP).", low=0)] = 8081,
+    otlp_port: Annotated[int, _option("otlp-port", "Receives levels' and routers' metrics (gRPC).", low=0)] = 4317,
+    redis_url: Annotated[
+        str, typer.Option(help="Where routers read weights, as they have it; none: nowhere.", envvar="SPECROUTER_REDIS_URL")
+    ] = "",
     level_image: Annotated[str, _option("level-image", "Image of levels.")] = Settings.level_image,
     storage_image: Annotated[
         str, _option("storage-image", "Image that fetches weights where KServe doesn't.")
@@ -62,7 +69,15 @@ def run(  # noqa: PLR0913  # the command line's options
     pace = Pace(relist=relist_seconds, watch=watch_seconds, lease=lease_seconds, retry=min(2.0, lease_seconds / 6))
     settings = Settings(level_image=level_image, storage_image=storage_image, otlp_endpoint=otlp_endpoint)
     name = identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    operator = Operator(api, lease_api, name, settings, pace=pace)
+    sources = Sources()
+    try:
+        publisher = RedisPublisher(redis_url) if redis_url else None
+        sources.start(f"0.0.0.0:{otlp_port}")
+    except (ValueError, OSError) as error:
+        log.error("%s", error)
+        raise typer.Exit(2) from error
+    REGISTRY.register(sources)
+    operator = Operator(api, lease_api, name, settings, pace=pace, signals_of=sources.of, publisher=publisher)
     health = Health(port, operator.alive, operator.ready)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -75,6 +90,7 @@ def run(  # noqa: PLR0913  # the command line's options
             log.error("a thread ended by itself")
             break
     operator.stop()
+    sources.stop()
     health.stop()
     raise typer.Exit(0 if stop.is_set() else 1)
 
