@@ -21,7 +21,10 @@ REFRESH = 0.1  # seconds between two tables
 KINDS = (-1.2, -0.4, 0.4, 1.2)  # bounds of a sequence's shift (log-odds) between the kinds
 SHIFTS = (-1.6, -0.8, 0.0, 0.8, 1.6)  # what a kind is planned with
 COMMON = 2
-AGE = 10.0  # seconds in which a correction that is not renewed loses half of it
+AGE = 60.0  # seconds after which a correction that is not renewed counts half
+CALM = 0.7  # seconds after which half of the sequences that have gone are still counted: they may come again
+CROWDED = 1.25  # times as many sequences as the tables were made for: they are made anew
+BLOCK = 50  # rounds of a chain over which its prediction is judged
 STAY = 4  # rounds a sequence keeps its plan at least
 ROUNDS = 8  # rounds over which a chain's time per token is taken
 
@@ -45,8 +48,25 @@ class Follower:
     ease: Deviation = field(default_factory=Deviation)
     rounds: int = 0  # since the plan was taken
     tokens: int = 0  # since ``since``
+    measured: int = 0  # rounds since ``since``
     since: float = 0.0
+    started: bool = False  # the first round, which reads the prompt or was begun by another chain, is over
     switches: int = 0
+
+    def take(self, plan: Plan, now: float) -> None:
+        """It uses this plan from now on, and is measured afresh."""
+        if not same_chain(plan, self.plan):
+            self.started = False  # the round under way is the old chain's still
+        self.plan, self.rounds, self.tokens, self.measured, self.since = plan, 0, 0, 0, now
+
+
+@dataclass(slots=True)
+class _Block:
+    """Rounds of one chain, as predicted and as they were; seconds."""
+
+    predicted: float = 0.0
+    measured: float = 0.0
+    rounds: int = 0
 
 
 def _kind(shift: float) -> int:
@@ -75,11 +95,15 @@ class Adaptive:
         self.profiles: dict[str, Profile] = {m.name: self._profile(m) for m in members}
         self.running: dict[int | str, Follower] = {}
         self.absent: set[str] = set()  # levels that cannot be reached
-        self.errors: list[float] = []  # relative errors of predictions, the last few hundred
+        self.errors: list[float] = []  # of predictions, relative, each over BLOCK rounds of a chain; the last ones
+        self._usual: dict[int, Plan] = {}  # what new sequences of a kind begin with, lest that flutters
+        self._blocks: dict[tuple[str, ...], _Block] = {}
         self._planner = Planner()
         self._plans: dict[tuple[int, tuple[str, ...] | None], Plan] = {}
         self._tables: dict[int, list[Choice]] = {}
         self._made = -1e9
+        self._count = 1.0  # sequences, falling slowly
+        self._now: list[Level] = []  # as the tables were made from
         self._explore = explore
         self._owed = 0.0  # explorations not yet made
 
@@ -91,7 +115,10 @@ class Adaptive:
 
     def begin(self, sequence: int | str, now: float, *, ease: float = 0.0, plan: Plan | None = None) -> Plan:
         """A new sequence: its first plan. ``ease``: its class's shift. With a ``plan`` it is followed, not steered."""
-        chosen = plan or self._plan(_kind(ease), None, now)
+        kind = _kind(ease)
+        chosen = plan or self._plan(kind, self._usual.get(kind), now)
+        if plan is None:
+            self._usual[kind] = chosen
         self.running[sequence] = Follower(chosen, plan is None, Deviation(shift=ease), since=now)
         return chosen
 
@@ -99,7 +126,7 @@ class Adaptive:
         """The sequence's plan is this one from now on, whatever was chosen for it; it is measured afresh."""
         follower = self.running.get(sequence)
         if follower is not None:
-            follower.plan, follower.rounds, follower.tokens, follower.since = plan, 0, 0, now
+            follower.take(plan, now)
 
     def best(self, sequence: int | str, now: float, fits: Callable[[Plan], bool]) -> Plan | None:
         """For a sequence that may not use all plans: the best that ``fits``, with the planner's hysteresis."""
@@ -144,8 +171,12 @@ class Adaptive:
         for position, (token, draws) in enumerate(zip(commit.tokens, commit.draws, strict=True)):
             self.drew(position, {**draws, target: token}, follower)
         follower.rounds += 1
+        if not follower.started:
+            follower.started, follower.since = True, now
+            return None
         follower.tokens += len(commit.tokens)
-        if follower.rounds % ROUNDS == 0:
+        follower.measured += 1
+        if follower.measured >= ROUNDS:
             self._measure(follower, now)
         if not follower.free or follower.rounds < STAY:
             return None
@@ -161,7 +192,7 @@ class Adaptive:
         if follower.tokens:
             self._measure(follower, now)
         follower.switches += plan.levels != follower.plan.levels
-        follower.plan, follower.rounds, follower.tokens, follower.since = plan, 0, 0, now
+        follower.take(plan, now)
         return plan
 
     def drew(self, position: int, draws: Mapping[str, int], follower: Follower | None = None) -> None:
@@ -185,13 +216,20 @@ class Adaptive:
 
     def _measure(self, follower: Follower, now: float) -> None:
         """How long a token took under the plan, against what was predicted."""
-        seconds = (now - follower.since) / max(follower.tokens, 1)
-        follower.tokens, follower.since = 0, now
+        tokens, rounds, seconds = follower.tokens, follower.measured, now - follower.since
+        follower.tokens, follower.measured, follower.since = 0, 0, now
         table = self._table(_kind(follower.ease.shift), now)
         choice = next((c for c in table if same_chain(c.plan, follower.plan)), None)
-        if choice is not None and seconds > 0:
-            self.errors = [*self.errors[-255:], abs(choice.seconds - seconds) / seconds]
-            self._planner.observe(choice, seconds)
+        if choice is None or seconds <= 0 or not tokens:
+            return
+        block = self._blocks.setdefault((*choice.plan.levels, str(choice.plan.overlapped)), _Block())
+        block.predicted += choice.seconds * tokens
+        block.measured += seconds
+        block.rounds += rounds
+        if block.rounds >= BLOCK:
+            self.errors = [*self.errors[-255:], abs(block.predicted / block.measured - 1)]
+            block.predicted, block.measured, block.rounds = 0.0, 0.0, 0
+        self._planner.observe(choice, seconds / tokens, tokens, rounds)
 
     # The tables.
 
@@ -205,15 +243,19 @@ class Adaptive:
 
     def _table(self, kind: int, now: float) -> list[Choice]:
         """What sequences of a kind are planned from, at most ``REFRESH`` old."""
-        if now - self._made > REFRESH:
+        if now - self._made > REFRESH or len(self.running) > CROWDED * self._count:
+            self._count = max(self._count * 0.5 ** (min(now - self._made, AGE) / CALM), len(self.running), 1)
             self._planner.age(0.5 ** (min(now - self._made, AGE) / AGE))
+            self._now = self._levels()
+            self._planner.sharing = self._now[-1].sharing
+            self.agreement.together = self._count
             self._made = now
             self._plans.clear()
             self._tables.clear()
         if kind not in self._tables:
             shift = Deviation(shift=SHIFTS[kind])
             self._tables[kind] = self._planner.table(
-                self._levels(),
+                self._now,
                 lambda lower, upper: self.agreement.rates(lower, upper, shift if kind != COMMON else None),
                 overlapped=self.modes,
                 max_window=self.max_window,
@@ -221,14 +263,17 @@ class Adaptive:
         return self._tables[kind]
 
     def _levels(self) -> list[Level]:
-        count = len(self.running)
+        target = self.members[-1]
+        batch = self.profiles[target.name].batch
+        count = self._count
+        if batch.weight > 1:  # other routers' sequences show in the steps
+            count = max(count, batch.value * target.replicas)
         levels = []
         for member in self.members:
-            profile = self.profiles[member.name]
-            batch = profile.batch.value if profile.batch.weight > 1 else count / member.replicas
-            sharing = min(max(batch, 1.0), max(count / member.replicas, 1.0))
             weight = 0.0 if member.name in self.absent else member.weight
-            levels.append(Level(member.name, profile, weight, sharing))
+            profile, sharing = self.profiles[member.name], max(count / member.replicas, 1.0)
+            wait = max(profile.queue.value - profile.curve.seconds(sharing), 0.0)
+            levels.append(Level(member.name, profile, weight, sharing, wait))
         return levels
 
     def explain(self, kind: int = COMMON) -> list[Choice]:

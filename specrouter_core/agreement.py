@@ -15,12 +15,14 @@ moves it little.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 PRIOR_RATE = 0.6
 PRIOR = 8.0  # observations that the prior is worth
 POOL = 12.0  # observations that the pair's rate is worth to a position
-MEMORY = 400.0  # observations after which an old one weighs 1/e
+MEMORY = 150.0  # observations of a pair after which an old one weighs 1/e
+LONG = 400.0  # observations of a position, for how it differs from the others
 POSITIONS = 16  # later positions count as the last
 SPREAD = 0.7  # standard deviation of log-odds between sequences, before anything is seen
 KEEP = 0.98  # evidence about a sequence that remains after each further observation
@@ -40,11 +42,12 @@ def _logistic(x: float) -> float:
 class _Count:
     agreed: float = 0.0
     seen: float = 0.0
+    expected: float = 0.0  # of those that agreed, by the pair's rate at the time
 
-    def add(self, agreed: bool) -> None:
-        keep = 1 - 1 / MEMORY
+    def add(self, agreed: bool, expected: float, keep: float) -> None:
         self.agreed = self.agreed * keep + agreed
         self.seen = self.seen * keep + 1
+        self.expected = self.expected * keep + expected
 
 
 @dataclass(slots=True)
@@ -69,6 +72,7 @@ class Deviation:
 class Agreement:
     """Rates of all pairs. ``prior`` may be given per pair, for example from similarity."""
 
+    together: float = 1.0  # sequences that are observed at the same time: the more, the more observations are kept
     _pairs: dict[tuple[str, str], _Count] = field(default_factory=dict)
     _positions: dict[tuple[str, str], list[_Count]] = field(default_factory=dict)
     _priors: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -79,8 +83,10 @@ class Agreement:
         if pair not in self._pairs:
             self._pairs[pair] = _Count()
             self._positions[pair] = [_Count() for _ in range(POSITIONS)]
-        self._pairs[pair].add(agreed)
-        self._positions[pair][min(position, POSITIONS - 1)].add(agreed)
+        rate = self.rate(lower, upper)
+        more = (1 + self.together) / 2
+        self._pairs[pair].add(agreed, rate, 1 - 1 / (MEMORY * more))
+        self._positions[pair][min(position, POSITIONS - 1)].add(agreed, rate, 1 - 1 / (LONG * more))
 
     def expect(self, lower: str, upper: str, rate: float) -> None:
         """What to believe of a pair before it is seen."""
@@ -106,11 +112,20 @@ class Agreement:
         if counts is None:
             rates = [common] * POSITIONS
         else:
-            rates = [(c.agreed + POOL * common) / (c.seen + POOL) for c in counts]
+            expected = sum(c.expected for c in counts)
+            off = sum(c.agreed for c in counts) / expected if expected else 1.0  # the pair's rate has lagged behind
+            rates = [_at(common, c, off) for c in counts]
         return [shift.apply(p) for p in rates] if shift else rates
 
 
-def expected_tokens(rates: list[float], window: int) -> list[float]:
+def _at(common: float, count: _Count, off: float) -> float:
+    """The rate at one position: the pair's, moved by how much this position has differed from the others."""
+    pool = POOL * common
+    odds = _logit((count.agreed + pool) / (count.seen + POOL))
+    return _logistic(_logit(common) + odds - _logit((count.expected * off + pool) / (count.seen + POOL)))
+
+
+def expected_tokens(rates: Sequence[float], window: int) -> list[float]:
     """E(m) for m = 0 .. window: tokens a level gains from checking m proposals (its own draw included)."""
     gain, run, out = 1.0, 1.0, [1.0]
     for m in range(window):

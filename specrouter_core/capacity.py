@@ -239,9 +239,8 @@ class _Search:
             reading = chunk * math.ceil(prompt / offer.max_rows)
             busy = min(reading * rows / prompt, 1.0)  # share of the time that such steps take
             profile.hop.value = 2 * self.hop
-            profile.queue.value = profile.curve.seconds(share) / 2 * (1 - 1 / share) + busy * chunk / 2
             first = max(first, reading + busy * chunk)
-            levels.append(Level(offer.name, profile, sharing=share))
+            levels.append(Level(offer.name, profile, sharing=share, wait=busy * chunk / 2))
         names = tuple(offer.name for offer in self.chain)
         found = [
             (seconds, plan)

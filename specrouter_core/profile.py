@@ -24,6 +24,7 @@ CLIP = 0.7  # a single observation counts as at most twice, or half, what was ex
 FAST = 0.2  # weight of an observation on the scale
 SLOW = 0.05  # weight of an observation on the shape
 HALF_LIFE = 60.0  # seconds after which what was learnt of queue and hop weighs half
+ALIKE, SINGLE = 3, 16  # rows per sequence, and besides, up to which the steps of one call count as alike
 
 
 def _clip(x: float) -> float:
@@ -53,15 +54,15 @@ class Curve:
         """Expected time of a step that feeds ``rows`` tokens."""
         return math.exp(self._log(rows) + self.scale)
 
-    def observe(self, rows: float, seconds: float) -> None:
-        """A step of ``rows`` tokens took ``seconds``."""
+    def observe(self, rows: float, seconds: float, share: float = 1.0) -> None:
+        """A step of ``rows`` tokens took ``seconds``. ``share``: what this is of all that is said of the step."""
         if rows < 1 or seconds <= 0:
             return
         if not self.logs:
             # nothing known: flat in the rows is the least wrong guess for a memory-bound step
             self.logs = [math.log(seconds)] * len(POINTS)
         self.seen += 1
-        error = _clip(math.log(seconds) - self._log(rows) - self.scale)
+        error = _clip(math.log(seconds) - self._log(rows) - self.scale) * share
         self.scale += max(FAST, 1 / self.seen) * error
         i = min(bisect_left(POINTS, rows), len(POINTS) - 1)
         for j in {max(i - 1, 0), i}:
@@ -99,6 +100,7 @@ class Mean:
     value: float = 0.0
     weight: float = 0.0
     at: float = 0.0
+    most: float = 32.0  # values that the mean is taken over, about
 
     def observe(self, x: float, now: float) -> None:
         """Take one value at time ``now`` (seconds, any origin)."""
@@ -106,7 +108,7 @@ class Mean:
             self.weight *= 0.5 ** (max(0.0, now - self.at) / HALF_LIFE)
             x = min(x, 4 * self.value + 1e-3)
         self.at = now
-        self.weight = min(self.weight + 1, 32.0)
+        self.weight = min(self.weight + 1, self.most)
         self.value += (x - self.value) / self.weight
 
 
@@ -117,7 +119,7 @@ class Profile:
     curve: Curve = field(default_factory=Curve)
     queue: Mean = field(default_factory=Mean)  # seconds from receipt to the first step
     hop: Mean = field(default_factory=Mean)  # seconds of a round trip that are neither queue nor step
-    batch: Mean = field(default_factory=Mean)  # sequences in a step
+    batch: Mean = field(default_factory=lambda: Mean(most=8.0))  # sequences in a step
     rows: Mean = field(default_factory=Mean)  # tokens in a step
 
     def observe(
@@ -128,8 +130,12 @@ class Profile:
         ``rows`` and ``batch`` of its steps, the ``compute`` seconds of all its ``steps``, the seconds it
         queued, and the ``total`` seconds from sending to the last reply.
         """
+        if steps > 1:  # what it took beyond one hop lies between its steps
+            beyond = total - queue - compute
+            compute += max(0.0, beyond - (self.hop.value if self.hop.weight else beyond / steps))
+        if steps == 1 or (steps > 1 and rows <= ALIKE * batch + SINGLE):
+            self.curve.observe(rows, compute / steps, 1 / max(batch, 1.0))  # each of a step's calls tells of it
         if steps > 0:
-            self.curve.observe(rows, compute / steps)
             self.batch.observe(batch, now)
             self.rows.observe(rows, now)
         self.queue.observe(queue, now)

@@ -128,7 +128,7 @@ class Replica:
         self.index = index
         self.held: dict[int, Held] = {}
         self.busy_seconds = 0.0
-        self._draw = draw
+        self.draw = draw
         self._live: dict[int, Held] = {}  # sequences with a call, least recently stepped first
         self._step: list[_Part] = []
 
@@ -236,12 +236,12 @@ class Replica:
             return 0
         before, position = part.before, part.length
         for same, proposal in enumerate(part.rest):
-            token = self._draw(part.work.sequence, position, before)
+            token = self.draw(part.work.sequence, position, before)
             held.remember(place(position, before), token)
             if token != proposal:
                 return same
             before, position = token, position + 1
-        held.remember(place(position, before), self._draw(part.work.sequence, position, before))
+        held.remember(place(position, before), self.draw(part.work.sequence, position, before))
         return len(part.rest)
 
     def _recall(self, held: Held) -> bool:

@@ -49,6 +49,9 @@ class Policy:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
+    def attach(self, simulator: Simulator) -> None:
+        """It is about to be asked by this simulator."""
+
     def first(self, sequence: int, now: float) -> Plan:
         """The plan of a new sequence."""
         return self.plan
@@ -110,6 +113,7 @@ class Simulator:
         self._router_seconds = router_seconds
         self._routers = [_Router() for _ in range(routers)]
         self._stopwatch = stopwatch
+        policy.attach(self)
 
     def add_replica(self, name: str) -> None:
         """One more replica of a level, from now on."""
@@ -128,15 +132,26 @@ class Simulator:
 
     def run(self, arrivals: Sequence[Arrival]) -> list[Outcome]:
         """Until all have ended; outcomes in the order of ``arrivals``."""
-        self.outcomes = [Outcome(arrival) for arrival in arrivals]
-        for sequence, arrival in enumerate(arrivals):
-            self._at(arrival.at, lambda s=sequence: self._arrive(s))  # type: ignore[misc]
+        self.outcomes = []
+        for arrival in arrivals:
+            self.add(arrival)
         for at, change in self.changes:
             self._at(at, lambda c=change: c(self))  # type: ignore[misc]
         while self._heap:
             self.now, _, event = heapq.heappop(self._heap)
             event()
         return self.outcomes
+
+    def add(self, arrival: Arrival) -> int:
+        """One more request, not earlier than now; returns its number. For policies that go on where one has ended."""
+        sequence = len(self.outcomes)
+        self.outcomes.append(Outcome(arrival))
+        self._at(max(arrival.at, self.now), lambda: self._arrive(sequence))
+        return sequence
+
+    def drawn(self, name: str, sequence: int, position: int, before: int) -> int:
+        """What a level draws, or would draw, at a position of a sequence after the token ``before``."""
+        return self._replicas[name][0].draw(sequence, position, before)
 
     def cancel(self, sequence: int) -> None:
         """End a running sequence."""
@@ -270,7 +285,9 @@ class Simulator:
         order = list(self.levels).index(level.name)
 
         def draw(sequence: int, position: int, before: int) -> int:
-            place = mix(mix(self.seed * 1_000_003 + sequence) ^ (position * 131_071 + before))
+            text = self.outcomes[sequence].arrival.text
+            text = sequence if text is None else text
+            place = mix(mix(self.seed * 1_000_003 + text) ^ (position * 131_071 + before))
             token = place % VOCABULARY
             right = level.agreement if level.agreement >= 1 else level.agreement + self.outcomes[sequence].arrival.ease
             if mix(place + 1) * UNIT >= right:

@@ -15,6 +15,7 @@ class Arrival:
     tokens: int  # to generate
     prompt: int = 16  # tokens
     ease: float = 0.0  # added to each level's agreement
+    text: int | None = None  # which synthetic text; None: one of its own
 
 
 @dataclass(frozen=True, slots=True)

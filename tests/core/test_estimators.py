@@ -61,12 +61,36 @@ def test_a_mean_forgets_with_time_and_resists_an_outlier() -> None:
 
 
 def test_a_profile_splits_a_reply_into_step_queue_and_hop() -> None:
+    """What calls of several steps take beyond a hop lies between their steps, and belongs to them."""
     profile = Profile()
     for i in range(30):
-        profile.observe(rows=3, batch=1, steps=2, compute=0.020, queue=0.003, total=0.0245, now=i * 0.03)
-    assert profile.curve.seconds(3) == pytest.approx(0.010, rel=0.02)
+        steps = 1 + i % 2
+        between = 0.001 * (steps - 1)
+        total = 0.003 + 0.010 * steps + between + 0.0015
+        profile.observe(rows=3, batch=1, steps=steps, compute=0.010 * steps, queue=0.003, total=total, now=i * 0.03)
+    assert profile.curve.seconds(3) == pytest.approx(0.01025, rel=0.03)
     assert profile.queue.value == pytest.approx(0.003, rel=0.05)
     assert profile.hop.value == pytest.approx(0.0015, rel=0.05)
+
+
+def test_a_step_that_read_a_prompt_does_not_spoil_the_curve() -> None:
+    """A call of many steps of which one held another's prompt: its mean says nothing of so many rows."""
+    profile = Profile(curve=Curve.of({1: 0.01, 512: 0.1}))
+    for i in range(50):
+        profile.observe(rows=512, batch=2, steps=20, compute=0.3, queue=0.0, total=0.301, now=i * 0.3)
+    assert profile.curve.seconds(512) == pytest.approx(0.1) and profile.curve.seconds(1) == pytest.approx(0.01)
+
+
+def test_a_position_keeps_its_place_when_the_pair_changes() -> None:
+    agreement, rng = Agreement(), random.Random(3)
+    for _ in range(2000):
+        for position, p in enumerate((0.9, 0.6)):
+            agreement.observe("a", "b", position, rng.random() < p)
+    for _ in range(150):
+        for position, p in enumerate((0.45, 0.2)):
+            agreement.observe("a", "b", position, rng.random() < p)
+    rates = agreement.rates("a", "b")
+    assert rates[0] > rates[1] + 0.1 and agreement.rate("a", "b") == pytest.approx(0.33, abs=0.12)
 
 
 def test_agreement_starts_from_its_prior_and_finds_each_positions_rate() -> None:

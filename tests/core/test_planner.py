@@ -93,7 +93,7 @@ def test_the_correction_of_a_chain_overrules_the_model_and_fades() -> None:
     before, after = corrected(planner, 3.0)
     assert not same_chain(after[0].plan, before[0].plan)
     moved = next(c for c in after if same_chain(c.plan, before[0].plan))
-    assert moved.seconds == pytest.approx(3 * moved.model, rel=0.05)
+    assert 2.5 * moved.model < moved.seconds < 3 * moved.model, "what was measured counts for most"
     planner.age(0.0)
     assert planner.table(LEVELS, nested(0.65, 0.82)) == before
 

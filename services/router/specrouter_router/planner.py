@@ -136,10 +136,6 @@ class AdaptivePlanner:
     def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
         """A call was answered in full, ``total`` seconds after it was sent."""
         steps, compute, queue = timing.steps, timing.compute_us / 1e6, timing.queue_us / 1e6
-        if steps > 1:  # what it took beyond one hop lies between its steps
-            hop = self.adaptive.profiles[level].hop
-            beyond = total - queue - compute
-            compute += max(0.0, beyond - (hop.value if hop.weight else beyond / steps))
         self.adaptive.answered(
             level,
             rows=timing.rows,

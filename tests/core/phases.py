@@ -1,0 +1,164 @@
+"""The adaptive router against static plans in simulated time, while the world changes phase by phase.
+
+The phases of benchmarks/adaptive.py, which runs them on real processes. Requests come in waves: all of a wave at once,
+the next wave when the last of them has ended. One adaptive router lives through all phases; each static plan makes the
+same texts in each phase, in a simulation of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from specrouter_core.adaptive import Adaptive
+from specrouter_core.adaptive_policy import AdaptivePolicy
+from specrouter_core.chain import Plan
+from specrouter_core.event import Commit
+from specrouter_core.machine import Machine
+from specrouter_core.profile import Curve
+from specrouter_core.replica import SimLevel
+from specrouter_core.simulator import Policy, Simulator, Told
+from specrouter_core.workload import Arrival, Outcome
+
+COSTS = {
+    "draft": {1: 0.0025, 16: 0.0026, 64: 0.0035, 128: 0.006, 256: 0.011},
+    "mid": {1: 0.009, 16: 0.0095, 64: 0.013, 128: 0.022, 256: 0.042},
+    "target": {1: 0.035, 16: 0.037, 64: 0.050, 128: 0.085, 256: 0.160},
+}
+TOKENS = 32  # of a text
+TEXTS = 24  # that a phase goes through, one after the other, when it has one sequence at a time
+HOP = 0.0003
+OVERHEAD = 0.0006  # seconds between two steps
+ROUTER = 0.0001  # seconds of a reply
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A state of the world."""
+
+    name: str
+    draft: float = 0.65  # agreement
+    mid: float = 0.82
+    slowdown: float = 1.0  # of mid
+    together: int = 1
+
+
+PHASES = (
+    Phase("usual"),
+    Phase("easy", 0.85, 0.95),
+    Phase("hard", 0.30, 0.50),
+    Phase("mid 5x slower", slowdown=5),
+    Phase("draft at 0.2", draft=0.2),
+    Phase("load 8", together=8),
+    Phase("load 32", together=32),
+    Phase("load 1 again"),
+)
+
+
+def grid() -> dict[str, Plan]:
+    """Every chain, windows of 2, 4 and 8 overlapped, 4 in lock-step."""
+    plans = {"alone": Plan(("target",), (8,), 1)}
+    for chain in (("draft", "target"), ("mid", "target"), ("draft", "mid", "target")):
+        for overlapped, window in ((True, 2), (True, 4), (True, 8), (False, 4)):
+            name = f"{'+'.join(chain)} {'overlapped' if overlapped else 'lockstep'} {window}"
+            plans[name] = Plan(chain, (window,) * len(chain), 2 * window, overlapped)
+    return plans
+
+
+class Waves(Policy):
+    """Keeps the simulator supplied while it passes all calls on to the policy under test."""
+
+    def __init__(self, inner: Policy, phases: Sequence[tuple[Phase, int]], hop: float = HOP) -> None:
+        levels = [SimLevel(name, Curve.of(costs), 1.0, overhead=OVERHEAD) for name, costs in COSTS.items()]
+        self.simulator = Simulator(levels, self, hop=hop, router_seconds=ROUTER)
+        self.outcomes: list[tuple[Phase, Outcome]] = []
+        self._inner = inner
+        inner.attach(self.simulator)
+        self._script = [(phase, wave) for phase, waves in phases for wave in range(waves)]
+        self._running = 0
+        self._phase = phases[0][0]
+
+    def run(self) -> list[tuple[Phase, Outcome]]:
+        first = self._wave()
+        self.simulator.run(first)
+        return self.outcomes
+
+    def _wave(self) -> list[Arrival]:
+        self._phase, wave = self._script.pop(0)
+        phase, of = self._phase, self.simulator.levels
+        of["draft"].agreement, of["mid"].agreement, of["mid"].slowdown = phase.draft, phase.mid, phase.slowdown
+        self._running = phase.together
+        texts = range(phase.together) if phase.together > 1 else [wave % TEXTS]
+        return [Arrival(self.simulator.now, TOKENS, prompt=22, text=text) for text in texts]
+
+    def first(self, sequence: int, now: float) -> Plan:
+        return self._inner.first(sequence, now)
+
+    def next(self, sequence: int, machine: Machine, commit: Commit, now: float) -> Plan | None:
+        return self._inner.next(sequence, machine, commit, now)
+
+    def told(self, told: Told) -> None:
+        self._inner.told(told)
+
+    def ended(self, sequence: int, outcome: Outcome) -> None:
+        self._inner.ended(sequence, outcome)
+        self.outcomes.append((self._phase, outcome))
+        self._running -= 1
+        if not self._running and self._script:
+            for arrival in self._wave():
+                self.simulator.add(arrival)
+
+
+@dataclass
+class Seen:
+    """What one phase gave; seconds per token."""
+
+    phase: Phase
+    adaptive: float = 0.0
+    settled: float = 0.0  # the second half
+    statics: dict[str, float] = field(default_factory=dict)
+    chains: dict[tuple[str, ...], int] = field(default_factory=dict)  # tokens of the second half
+    switches: int = 0
+    rounds: int = 0
+
+    @property
+    def best(self) -> str:
+        return min(self.statics, key=lambda name: self.statics[name])
+
+    @property
+    def ratio(self) -> float:
+        return self.adaptive / self.statics[self.best]
+
+
+def mean(outcomes: Sequence[Outcome]) -> float:
+    return sum(o.end - o.arrival.at for o in outcomes) / sum(o.tokens for o in outcomes)
+
+
+def waves(phase: Phase) -> int:
+    """So many waves that the phase lasts about as long at every load."""
+    return 2 * TEXTS if phase.together == 1 else max(6, TEXTS // 2)
+
+
+def contest(
+    make: Callable[[], Adaptive],
+    phases: Sequence[Phase] = PHASES,
+    plans: Mapping[str, Plan] | None = None,
+    hop: float = HOP,
+) -> tuple[list[Seen], Adaptive]:
+    """All phases with one adaptive router, and each phase with each static plan."""
+    policy = AdaptivePolicy(make)
+    done = Waves(policy, [(phase, waves(phase)) for phase in phases], hop).run()
+    out = []
+    for phase in phases:
+        outcomes = [outcome for of, outcome in done if of is phase]
+        half = outcomes[len(outcomes) // 2 :]
+        seen = Seen(phase, mean(outcomes), mean(half))
+        for outcome in half:
+            for chain, tokens in outcome.chains.items():
+                seen.chains[chain] = seen.chains.get(chain, 0) + tokens
+        seen.switches, seen.rounds = sum(o.switches for o in outcomes), sum(o.rounds for o in outcomes)
+        for name, plan in (plans or grid()).items():
+            count = TEXTS if phase.together == 1 else 2
+            seen.statics[name] = mean([o for _, o in Waves(Policy(plan), [(phase, count)], hop).run()])
+        out.append(seen)
+    return out, policy.routers[0]
