@@ -43,28 +43,35 @@ class Receiver:
         self.skipped = 0  # points of resources that are no level or router
         self._store = store
         self._clock = clock
-        self._server = grpc.server(
-            ThreadPoolExecutor(WORKERS, "otlp"), options=OPTIONS, maximum_concurrent_rpcs=MAX_WAITING
-        )
+        self._server: grpc.Server | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it listens."""
+        return self._server is not None
+
+    def start(self, address: str) -> int:
+        """Listen on ``host:port``; returns the port. OSError when it is taken. May be stopped and started again."""
+        server = grpc.server(ThreadPoolExecutor(WORKERS, "otlp"), options=OPTIONS, maximum_concurrent_rpcs=MAX_WAITING)
         # What cannot be parsed is None here, so that it is answered with a clear status.
         handler = grpc.unary_unary_rpc_method_handler(
             self._export, _parse, ExportMetricsServiceResponse.SerializeToString
         )
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Export": handler}),))
-
-    def start(self, address: str) -> int:
-        """Listen on ``host:port``; returns the port. OSError when it is taken."""
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Export": handler}),))
         try:
-            port: int = self._server.add_insecure_port(address)
+            port: int = server.add_insecure_port(address)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
-        self._server.start()
+        server.start()
+        self._server = server
         log.info("OTLP metrics are received on %s", address)
         return port
 
     def stop(self, grace: float = 1.0) -> None:
         """End; calls that run may end within ``grace`` seconds."""
-        self._server.stop(grace).wait(grace + 1)
+        if self._server is not None:
+            self._server.stop(grace).wait(grace + 1)
+            self._server = None
 
     def _export(
         self, request: ExportMetricsServiceRequest | None, context: grpc.ServicerContext

@@ -47,7 +47,7 @@ def run(  # noqa: PLR0913  # the command line's options
     port: Annotated[int, _option("port", "Health and metrics (HTTP).", low=0)] = 8081,
     otlp_port: Annotated[int, _option("otlp-port", "Receives levels' and routers' metrics (gRPC).", low=0)] = 4317,
     redis_url: Annotated[
-        str, typer.Option(help="Where routers read weights, as they have it; none: nowhere.", envvar="SPECROUTER_REDIS_URL")
+        str, typer.Option(help="Where routers read weights, as they have it.", envvar="SPECROUTER_REDIS_URL")
     ] = "",
     level_image: Annotated[str, _option("level-image", "Image of levels.")] = Settings.level_image,
     storage_image: Annotated[
@@ -72,8 +72,7 @@ def run(  # noqa: PLR0913  # the command line's options
     sources = Sources()
     try:
         publisher = RedisPublisher(redis_url) if redis_url else None
-        sources.start(f"0.0.0.0:{otlp_port}")
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         log.error("%s", error)
         raise typer.Exit(2) from error
     REGISTRY.register(sources)
@@ -85,12 +84,16 @@ def run(  # noqa: PLR0913  # the command line's options
     operator.start()
     health.start()
     log.info("operator %s for namespace %s, health on port %d", name, where, health.port)
-    while not stop.wait(1.0):
-        if not operator.alive():
-            log.error("a thread ended by itself")
-            break
+    try:
+        while not stop.wait(1.0):
+            sources.listen(f"0.0.0.0:{otlp_port}", operator.lease.held())
+            if not operator.alive():
+                log.error("a thread ended by itself")
+                break
+    except OSError as error:
+        log.error("%s", error)
     operator.stop()
-    sources.stop()
+    sources.listen("", leads=False)
     health.stop()
     raise typer.Exit(0 if stop.is_set() else 1)
 
