@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from specrouter_level import codec
+from specrouter_level.block_name import DIGITS as NAME_DIGITS
 from specrouter_level.codec import Array, Layout
 
 MAC, SUM, LENGTH = 32, 32, 8  # bytes of the fields before the header
@@ -54,7 +55,7 @@ class Framing:
     @property
     def blob_bytes(self) -> int:
         """Of a written block, within a few bytes (positions have more or fewer digits)."""
-        return MAC + SUM + self.payload_bytes + len(self._header("0" * 64, 0))
+        return MAC + SUM + self.payload_bytes + len(self._header("0" * NAME_DIGITS, 0))
 
     def write(self, block: Sequence[Array], name: str, first: int) -> bytes:
         """The bytes of a block whose first position is ``first``."""

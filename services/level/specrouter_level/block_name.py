@@ -42,6 +42,7 @@ import numpy as np
 from specrouter_level.codec import Layout
 
 FORMAT = 1
+DIGITS = 40  # 160 bits: no two texts will ever share a name
 
 
 class Namer:
@@ -64,14 +65,14 @@ class Namer:
         self._root = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).digest()
 
     def names(self, tokens: Sequence[int], prompt_length: int) -> list[str]:
-        """Of every whole block of the text, from the first; hex, 40 digits."""
+        """Of every whole block of the text, from the first; hex, DIGITS long."""
         found: list[str] = []
         ids = np.asarray(tokens, dtype="<u4")
         chain = self._root
         for end in range(self.positions, len(tokens) + 1, self.positions):
             chain = hashlib.sha256(chain + ids[end - self.positions : end].tobytes()).digest()
             part = min(prompt_length, end) if self._bitwise else 0
-            found.append(hmac.digest(self._key, chain + part.to_bytes(8, "little"), "sha256").hex()[:40])
+            found.append(hmac.digest(self._key, chain + part.to_bytes(8, "little"), "sha256").hex()[:DIGITS])
         return found
 
 
