@@ -246,7 +246,7 @@ class Adaptive:
         if now - self._made > REFRESH or len(self.running) > CROWDED * self._count:
             self._count = max(self._count * 0.5 ** (min(now - self._made, AGE) / CALM), len(self.running), 1)
             self._planner.age(0.5 ** (min(now - self._made, AGE) / AGE))
-            self._now = self._levels()
+            self._now = self._levels(now)
             self._planner.sharing = self._now[-1].sharing
             self.agreement.together = self._count
             self._made = now
@@ -262,12 +262,12 @@ class Adaptive:
             )
         return self._tables[kind]
 
-    def _levels(self) -> list[Level]:
+    def _levels(self, now: float) -> list[Level]:
         target = self.members[-1]
         batch = self.profiles[target.name].batch
         count = self._count
-        if batch.weight > 1:  # other routers' sequences show in the steps
-            count = max(count, batch.value * target.replicas)
+        if batch.weight > 0:  # other routers' sequences show in the steps
+            count = max(count, batch.value * target.replicas * 0.5 ** (max(now - batch.at, 0.0) / CALM))
         levels = []
         for member in self.members:
             weight = 0.0 if member.name in self.absent else member.weight

@@ -44,7 +44,8 @@ class _Count:
     seen: float = 0.0
     expected: float = 0.0  # of those that agreed, by the pair's rate at the time
 
-    def add(self, agreed: bool, expected: float, keep: float) -> None:
+    def add(self, agreed: bool, expected: float, memory: float) -> None:
+        keep = 1 - 1 / memory if self.seen < memory else (memory - 1) / self.seen
         self.agreed = self.agreed * keep + agreed
         self.seen = self.seen * keep + 1
         self.expected = self.expected * keep + expected
@@ -85,8 +86,8 @@ class Agreement:
             self._positions[pair] = [_Count() for _ in range(POSITIONS)]
         rate = self.rate(lower, upper)
         more = (1 + self.together) / 2
-        self._pairs[pair].add(agreed, rate, 1 - 1 / (MEMORY * more))
-        self._positions[pair][min(position, POSITIONS - 1)].add(agreed, rate, 1 - 1 / (LONG * more))
+        self._pairs[pair].add(agreed, rate, MEMORY * more)
+        self._positions[pair][min(position, POSITIONS - 1)].add(agreed, rate, LONG * more)
 
     def expect(self, lower: str, upper: str, rate: float) -> None:
         """What to believe of a pair before it is seen."""

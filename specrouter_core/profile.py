@@ -24,6 +24,7 @@ CLIP = 0.7  # a single observation counts as at most twice, or half, what was ex
 FAST = 0.2  # weight of an observation on the scale
 SLOW = 0.05  # weight of an observation on the shape
 HALF_LIFE = 60.0  # seconds after which what was learnt of queue and hop weighs half
+BATCH_LIFE = 0.3  # the same of how many share a step
 ALIKE, SINGLE = 3, 16  # rows per sequence, and besides, up to which the steps of one call count as alike
 
 
@@ -95,17 +96,18 @@ def _line(rows: list[int], seconds: list[float], n: int) -> float:
 
 @dataclass(slots=True)
 class Mean:
-    """A mean that forgets: weights halve every ``HALF_LIFE`` seconds, and one outlier moves it little."""
+    """A mean that forgets: weights halve every ``half_life`` seconds, and one outlier moves it little."""
 
     value: float = 0.0
     weight: float = 0.0
     at: float = 0.0
     most: float = 32.0  # values that the mean is taken over, about
+    half_life: float = HALF_LIFE
 
     def observe(self, x: float, now: float) -> None:
         """Take one value at time ``now`` (seconds, any origin)."""
         if self.weight > 0:
-            self.weight *= 0.5 ** (max(0.0, now - self.at) / HALF_LIFE)
+            self.weight *= 0.5 ** (max(0.0, now - self.at) / self.half_life)
             x = min(x, 4 * self.value + 1e-3)
         self.at = now
         self.weight = min(self.weight + 1, self.most)
@@ -119,7 +121,7 @@ class Profile:
     curve: Curve = field(default_factory=Curve)
     queue: Mean = field(default_factory=Mean)  # seconds from receipt to the first step
     hop: Mean = field(default_factory=Mean)  # seconds of a round trip that are neither queue nor step
-    batch: Mean = field(default_factory=lambda: Mean(most=8.0))  # sequences in a step
+    batch: Mean = field(default_factory=lambda: Mean(most=8.0, half_life=BATCH_LIFE))  # sequences in a step
     rows: Mean = field(default_factory=Mean)  # tokens in a step
 
     def observe(

@@ -23,10 +23,11 @@ from specrouter_core.workload import Arrival, Outcome
 COSTS = {
     "draft": {1: 0.0025, 16: 0.0026, 64: 0.0035, 128: 0.006, 256: 0.011},
     "mid": {1: 0.009, 16: 0.0095, 64: 0.013, 128: 0.022, 256: 0.042},
-    "target": {1: 0.035, 16: 0.037, 64: 0.050, 128: 0.085, 256: 0.160},
+    "target": {1: 0.035, 16: 0.040, 32: 0.070, 64: 0.135, 128: 0.265, 256: 0.525},  # bound by compute from 16 rows on
 }
-TOKENS = 32  # of a text
-TEXTS = 24  # that a phase goes through, one after the other, when it has one sequence at a time
+TOKENS = 48  # of a text
+PROMPT = 4  # tokens
+TEXTS = 16  # that a phase goes through, one after the other, when it has one sequence at a time
 HOP = 0.0003
 OVERHEAD = 0.0006  # seconds between two steps
 ROUTER = 0.0001  # seconds of a reply
@@ -45,12 +46,13 @@ class Phase:
 
 PHASES = (
     Phase("usual"),
-    Phase("easy", 0.85, 0.95),
-    Phase("hard", 0.30, 0.50),
+    Phase("easy text", 0.85, 0.95),
+    Phase("hard text", 0.30, 0.50),
     Phase("mid 5x slower", slowdown=5),
     Phase("draft at 0.2", draft=0.2),
     Phase("load 8", together=8),
     Phase("load 32", together=32),
+    Phase("hard text at load 32", 0.30, 0.50, together=32),
     Phase("load 1 again"),
 )
 
@@ -89,7 +91,7 @@ class Waves(Policy):
         of["draft"].agreement, of["mid"].agreement, of["mid"].slowdown = phase.draft, phase.mid, phase.slowdown
         self._running = phase.together
         texts = range(phase.together) if phase.together > 1 else [wave % TEXTS]
-        return [Arrival(self.simulator.now, TOKENS, prompt=22, text=text) for text in texts]
+        return [Arrival(self.simulator.now, TOKENS, prompt=PROMPT, text=text) for text in texts]
 
     def first(self, sequence: int, now: float) -> Plan:
         return self._inner.first(sequence, now)
