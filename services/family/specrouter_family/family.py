@@ -35,7 +35,12 @@ MOST_LOOKAHEAD = 64
 
 # Fields that only make sense for some engines; every other field is for all.
 ENGINE_FIELDS = {
-    "torch": frozenset({"model", "dtype", "quantization", "device", "threads", "exactness"}),
+    "torch": frozenset(
+        {
+            *("model", "dtype", "quantization", "device", "threads", "exactness"),
+            *("kv_checkpoints", "kv_codec", "kv_budget_mib", "kv_url", "kv_key_file"),
+        }
+    ),
     "ngram": frozenset[str](),
     "stub": frozenset({"agreement", "step_ms"}),
 }
@@ -119,6 +124,12 @@ class LevelSettings(Spec):
     """Tokens of one sequence at most, prompt included."""
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Sequences held at once."""
+    kv_checkpoints: Literal["off", "prompts", "all"] | None = None
+    """Whether KV is written to Redis, for other replicas: of prompts, or of generated text too (torch)."""
+    kv_codec: Literal["exact", "bf16", "fp16", "int8"] | None = None
+    """How it is written (torch). All but exact change the text a little after a restore."""
+    kv_budget_mib: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
+    """Memory in Redis for this level's KV (torch)."""
     weight: Annotated[float, Field(ge=0, le=100)] = 100.0
     """100 = free to use, 0 = not used; it divides the level's speed when chains are compared."""
     agreement: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -132,6 +143,8 @@ class LevelSettings(Spec):
             for name in sorted(fields - ENGINE_FIELDS[self.engine]):
                 if getattr(self, name, None) is not None:
                     raise ValueError(f"{name}: is for engine {engine}, but this level's engine is {self.engine}")
+        if self.exactness == "bitwise" and self.kv_codec not in (None, "exact"):
+            raise ValueError(f"kv_codec: must be exact where exactness is bitwise, got {self.kv_codec}")
         return self
 
 
@@ -146,6 +159,10 @@ class LevelSpec(LevelSettings):
     """Processes that `specrouter up` starts, where there are fewer addresses."""
     model: Annotated[str, StringConstraints(min_length=1)] | None = None
     """Directory of the weights, or a Hugging Face repository (torch)."""
+    kv_url: Annotated[str, StringConstraints(pattern=r"^rediss?(\+[a-z]+)?://\S+$")] | None = None
+    """Redis for its KV (torch); with `specrouter up`, left out, the mesh's own."""
+    kv_key_file: Annotated[str, StringConstraints(min_length=1)] | None = None
+    """File with the tenant's key, by which KV is signed (torch)."""
 
     @property
     def endpoints(self) -> list[str]:
