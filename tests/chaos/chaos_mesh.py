@@ -93,12 +93,14 @@ class ChaosMesh:
         env = {"PYTHONPATH": path_, "SHIFTED_CLOCK": str(clock)}
         router = self.routers[name] = Router(path, url, self.folder / f"{name}.log", env)
         await proxied(f"client>{name}", router.grpc)
+        await proxied(f"web client>{name}", router.url.removeprefix("http://"))
         router.start(wait=False)
 
     @property
-    def entrances(self) -> list[str]:
-        """Where clients connect to, one per router."""
-        return [self.proxies[f"client>{name}"].address for name in self.routers]
+    def entrances(self) -> tuple[list[str], list[str]]:
+        """Where clients connect to, one per router: for gRPC, and for REST."""
+        grpc = [self.proxies[f"client>{name}"].address for name in self.routers]
+        return grpc, [self.proxies[f"web client>{name}"].address for name in self.routers]
 
     # Faults.
 
@@ -140,18 +142,9 @@ class ChaosMesh:
             case "rewind":
                 self._child(part).kill()
                 self._rewind(int(fault.amount))
-            case "latency":
-                self.proxies[part].latency(fault.amount)
-            case "slow":
-                self.proxies[part].slow(fault.amount)
-            case "blackhole":
-                self.proxies[part].blackhole()
-            case "one way":
-                self.proxies[part].blackhole(fault.way)
-            case "reset":
-                self.proxies[part].reset()
-            case "half-close":
-                self.proxies[part].half_close(fault.way)
+            case _:
+                for link in self._links(part):
+                    _spoil(link, fault)
 
     async def mend(self, fault: Fault) -> None:
         """Returns when all parts are there again."""
@@ -167,7 +160,12 @@ class ChaosMesh:
             case "kill" | "rewind":
                 await self._restart(part)
             case _:
-                self.proxies[part].heal()
+                for link in self._links(part):
+                    link.heal()
+
+    def _links(self, part: str) -> list[Proxy]:
+        """Clients of both interfaces share their fate."""
+        return [link for name, link in self.proxies.items() if name in (part, f"web {part}")]
 
     def _child(self, part: str) -> Any:
         child = self.redis.process if part == "redis" else (self.levels.get(part) or self.routers[part]).child
@@ -248,3 +246,21 @@ class ChaosMesh:
                 if -1 in ttls:
                     found[f"record {sequence} without a time to live"] = str(ttls)
         return found
+
+
+def _spoil(link: Proxy, fault: Fault) -> None:
+    match fault.kind:
+        case "latency":
+            link.latency(fault.amount)
+        case "slow":
+            link.slow(fault.amount)
+        case "blackhole":
+            link.blackhole()
+        case "one way":
+            link.blackhole(fault.way)
+        case "reset":
+            link.reset()
+        case "half-close":
+            link.half_close(fault.way)
+        case _:
+            raise AssertionError(fault)

@@ -12,7 +12,8 @@ from chaos_mesh import ChaosMesh
 from faults import TRIGGER_S, Plan
 from history import Problem, judge
 
-from follower import Broke, Event, Follower, GaveUp, Got, Opened
+from follower import Follower
+from sighting import Broke, Event, GaveUp, Got, Opened
 
 TOGETHER = 32  # requests that run at once
 PATIENCE_S = 60.0  # of a client
@@ -44,7 +45,7 @@ async def run(mesh: ChaosMesh, plan: Plan, together: int = TOGETHER) -> Outcome:
     mesh.commits()
     events: list[Event] = []
     gate = asyncio.Semaphore(together)
-    async with Follower(mesh.entrances, events.append) as follower:
+    async with Follower(*mesh.entrances, events.append) as follower:
 
         async def one(number: int) -> None:
             async with gate:

@@ -9,7 +9,7 @@ from typing import Literal
 from language import asks
 from proxy import WAYS, Way
 
-from follower import Ask
+from sighting import Ask
 
 LEVELS = ("draft", "mid", "target")
 REPLICAS = 2

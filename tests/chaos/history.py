@@ -22,7 +22,7 @@ from typing import Literal, TypeVar
 from changes import Commit
 from language import Expected, expected
 
-from follower import Ask, Broke, Ended, Event, GaveUp, Got, Opened
+from sighting import Ask, Broke, Ended, Event, GaveUp, Got, Opened
 
 Item = TypeVar("Item", Event, Commit)
 Kind = Literal["wrong", "lost", "doubled", "fenced", "rounds", "leaked"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from follower import Ask
+from sighting import Ask
 from specrouter_core.noise import key
 from specrouter_level.stub import ALPHABET, target
 
@@ -45,7 +45,7 @@ def asks(seed: str, count: int, least: int = 20, most: int = 60) -> list[Ask]:
             name=f"{seed}:{number}",
             prompt=tuple(dice.choices(ALPHABET, k=dice.choice((1, 5, 20, 90)))),
             max_tokens=dice.randint(least, most),
-            seed=dice.getrandbits(64),
+            seed=dice.getrandbits(53),
             temperature=dice.choice((0.0, 0.8)),
             mode=dice.choice(("", "overlapped", "lockstep")),
             chain=dice.choice(CHAINS) if dice.random() < 0.4 else (),
@@ -55,5 +55,7 @@ def asks(seed: str, count: int, least: int = 20, most: int = 60) -> list[Ask]:
             ask = replace(ask, stop=text[at : at + 2])
         elif dice.random() < 0.1:
             ask = replace(ask, cancel_after=dice.randint(1, least // 2))
+        if not ask.cancel_after and dice.random() < 0.3:
+            ask = replace(ask, interface="rest")
         made.append(ask)
     return made

@@ -10,7 +10,7 @@ from changes import Commit, Records, commands, transactions
 from history import judge
 from language import asks, expected
 
-from follower import Ask, Broke, Ended, Event, GaveUp, Got, Opened
+from sighting import Ask, Broke, Ended, Event, GaveUp, Got, Opened
 from specrouter_core.record import pack
 
 ASK = Ask("s", tuple(b"once"), max_tokens=12, seed=7, temperature=0.8)
