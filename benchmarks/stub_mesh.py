@@ -145,6 +145,7 @@ class Mesh:
         redis_url: str = "",
         policy: str = "fixed",
         weights: dict[str, float] | None = None,
+        env: Mapping[str, str] | None = None,
         **windows: int,
     ) -> Router:
         """A new router over the levels."""
@@ -153,7 +154,7 @@ class Mesh:
         windows = windows or {"draft": 3, "mid": 4, "target": 6}
         path.write_text(family_file(self.levels.values(), mode, windows, policy, weights or {}))
         url = redis_url or f"redis://127.0.0.1:{self.valkey.port}"
-        router = Router(path, url, self.folder / f"router-{number}.log")
+        router = Router(path, url, self.folder / f"router-{number}.log", env or {})
         self.routers.append(router)
         return router.start(wait=wait)
 

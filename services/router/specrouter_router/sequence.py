@@ -355,8 +355,10 @@ class Sequence:
             log.warning("sequence %s: %s", self.id, why)
             self.break_off(refusal)
         elif self.story.end is None:
-            cancelled = self._reason() == "cancelled"
-            self.story.close("cancelled" if cancelled else None, self.account(), None if cancelled else refusal)
+            if self._reason() == "cancelled":
+                self.story.cut("cancelled", self.account())
+            else:
+                self.story.close(None, self.account(), refusal)
 
     def account(self) -> Account:
         """What happened so far."""

@@ -150,6 +150,13 @@ class Story:
         self.end = End(reason, pieces, account, refusal)
         self._wake()
 
+    def cut(self, reason: Reason, account: Account) -> None:
+        """It was ended elsewhere: what has not been delivered is void."""
+        for part in (self.tokens, self.origins, self._pieces):
+            del part[self.delivered :]
+        self.end = End(reason, (), account)
+        self._wake()
+
     def chunk(self, position: int) -> Chunk | None:
         """The delivered tokens from ``position`` on, if there are any."""
         if position >= self.delivered:
