@@ -73,7 +73,10 @@ def _has(live: Mapping[str, Any], key: str, value: Any) -> bool:
 def cut(live: Any, wish: Any) -> Any:
     """The part of ``live`` that ``wish`` speaks of."""
     if isinstance(wish, dict) and isinstance(live, dict):
-        return {key: cut(live.get(key, MISSING), value) for key, value in wish.items()}
+        return {
+            key: live.get(key, MISSING) if key in ATOMIC else cut(live.get(key, MISSING), value)
+            for key, value in wish.items()
+        }
     if isinstance(wish, list) and isinstance(live, list) and len(wish) == len(live):
         return [cut(*pair) for pair in zip(live, wish, strict=True)]
     return live

@@ -146,6 +146,13 @@ class Place:
                     out[f"{resource.kind}/{name}"] = normal(item, resource, self.name)
         return out
 
+    def becomes(self, dump: dict[str, Object], seconds: float = SOON) -> None:
+        """Wait until everything is as in ``dump``; fails with what differs."""
+        end = time.monotonic() + seconds
+        while differing := differences(dump, self.dump()):
+            assert time.monotonic() < end, f"not within {seconds:.0f} s, still other: {differing}"
+            time.sleep(0.1)
+
     def settled(self, seconds: float = SOON) -> dict[str, Object]:
         """The dump, once it stays the same for a while and all is ready."""
         last: list[Any] = [None, 0.0]
@@ -159,6 +166,18 @@ class Place:
 
         found: dict[str, Object] = until("the namespace settled", stable, seconds)
         return found
+
+
+def differences(wanted: Any, found: Any, where: str = "") -> list[str]:
+    """Where two dumps differ, and how."""
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        keys = sorted({**wanted, **found})
+        pairs = [(f"{where}.{key}", wanted.get(key, "(none)"), found.get(key, "(none)")) for key in keys]
+    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
+        pairs = [(f"{where}[{i}]", *pair) for i, pair in enumerate(zip(wanted, found, strict=True))]
+    else:
+        return [] if wanted == found else [f"{where}: {str(found)[:200]} in place of {str(wanted)[:200]}"]
+    return [text for path, a, b in pairs for text in differences(a, b, path)]
 
 
 def thing(kind: str, name: str, spec: Object) -> Object:
