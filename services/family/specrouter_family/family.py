@@ -82,6 +82,7 @@ def _depends(schema: dict[str, Any]) -> None:
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,40}$")]
 Window = Annotated[int, Field(ge=1, le=64)]
 Address = Annotated[str, AfterValidator(_address)]
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=40)]
 
 
 class Spec(BaseModel):
@@ -176,6 +177,17 @@ class LevelSpec(LevelSettings):
         return self
 
 
+class ClassSpec(Spec):
+    """What a class of traffic (``class`` in a request) was promised, and who gives way."""
+
+    priority: Annotated[int, Field(ge=0, le=100)] = 50
+    """Under load, classes with less lose speculation first, and wait longer for a place."""
+    ttft_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
+    """Milliseconds until the first token: a request behind it goes before others of its priority."""
+    tpot_ms: Annotated[float, Field(gt=0, le=3_600_000)] | None = None
+    """Milliseconds per token after the first: a request behind it may speculate more than others of its priority."""
+
+
 class ChainSpec(Spec):
     """How the levels work together. In a loaded family, ``windows`` has an entry for every level.
 
@@ -191,6 +203,14 @@ class ChainSpec(Spec):
     """Level -> tokens: drawn per call by the lowest level, proposals taken by the others."""
     lookahead: Annotated[int, Field(ge=1, le=256, json_schema_extra=_depends)] = LOOKAHEAD
     """Tokens the lowest level may run ahead of the committed text; adaptive: at most, 64 unless given."""
+    chains: Annotated[list[Annotated[list[Name], Field(min_length=1, max_length=MAX_LEVELS)]], Field(max_length=32)] = (
+        Field(default_factory=list)
+    )
+    """Chains that may be used, levels lowest first; empty = all. The target alone is what is left when none can be."""
+    classes: Annotated[dict[ClassName, ClassSpec], Field(max_length=64)] = Field(default_factory=dict)
+    """What classes of traffic were promised (adaptive)."""
+    waste: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Of what the lowest level drafts, the share that may come to nothing (adaptive); 1 = no bound."""
 
     @model_validator(mode="before")
     @classmethod
@@ -228,6 +248,7 @@ class Family(Spec):
         for name in self.chain.windows:
             if name not in names:
                 raise ValueError(f"chain.windows.{name}: no level has this name (levels: {', '.join(names)})")
+        self._check_chains(names)
         last = len(names) - 1
         if self.target.engine == "ngram":
             raise ValueError(f"levels.{last}.engine: ngram can't be the target, it has no text of its own")
@@ -240,6 +261,15 @@ class Family(Spec):
         for name in names:
             self.chain.windows.setdefault(name, self.chain.default_window(name == names[last]))
         return self
+
+    def _check_chains(self, names: list[str]) -> None:
+        for i, chain in enumerate(self.chain.chains):
+            unknown = next((name for name in chain if name not in names), None)
+            if unknown is not None:
+                raise ValueError(f"chain.chains.{i}: no level has the name {unknown!r} (levels: {', '.join(names)})")
+            places = [names.index(name) for name in chain]
+            if places != sorted(set(places)) or chain[-1] != names[-1]:
+                raise ValueError(f"chain.chains.{i}: levels in their order, the target {names[-1]!r} last")
 
     def with_chain(self, chain: ChainSpec) -> Self:
         """The same levels with another chain section. Raises FamilyError when it doesn't fit them."""
