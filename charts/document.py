@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,26 +86,31 @@ def schema_of(found: list[Value]) -> Schema:
         for part in value.path[:-1]:
             new = {"type": "object", "additionalProperties": False, "properties": {}}
             at = at["properties"].setdefault(part, new)
-        known: Schema = {} if {"$ref", "type", "enum"} & value.schema.keys() else {"type": TYPES[type(value.default)]}
-        at["properties"][value.path[-1]] = resolved({"description": value.text, **known, **value.schema})
-    named = {name: resolved(one) for name, one in yaml.safe_load((HERE / "definitions.yaml").read_text()).items()}
-    root["definitions"] = named | {name: spec_of(file) for name, file in CRDS.items()}
-    # The family of a policy is that of the release.
-    root["definitions"]["RoutingPolicySpec"]["properties"].pop("familyRef")
-    root["definitions"]["RoutingPolicySpec"].pop("required", None)
+        own: Schema = {} if {"$ref", "type", "enum"} & value.schema.keys() else {"type": TYPES[type(value.default)]}
+        at["properties"][value.path[-1]] = resolved({"description": value.text, **own, **value.schema})
     return root
 
 
+@cache
+def definitions() -> dict[str, Schema]:
+    """What values may be, by name."""
+    named: dict[str, Schema] = yaml.safe_load((HERE / "definitions.yaml").read_text())
+    named |= {name: spec_of(file) for name, file in CRDS.items()}
+    # The family of a policy is that of the release.
+    named["RoutingPolicySpec"]["properties"].pop("familyRef")
+    named["RoutingPolicySpec"].pop("required", None)
+    return named
+
+
 def resolved(schema: Any) -> Any:
-    """References by name as draft 7 has them; what stands beside one holds as well."""
+    """References filled in, since Helm's messages about what one leads to do not name the value. What stands beside
+    a reference comes before it."""
     if isinstance(schema, list):
         return [resolved(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    made = {key: resolved(value) for key, value in schema.items() if key != "$ref"}
-    if "$ref" in schema:
-        made["allOf"] = [{"$ref": f"#/definitions/{schema['$ref']}"}]
-    return made
+    own = {key: resolved(value) for key, value in schema.items() if key != "$ref"}
+    return resolved(definitions()[schema["$ref"]]) | own if "$ref" in schema else own
 
 
 def spec_of(file: str) -> Schema:

