@@ -39,19 +39,25 @@ class PoolWire:
         self._free = asyncio.Semaphore(AT_ONCE)
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """See Wire."""
+        """See Wire. Commands may be sent twice: a connection may have broken since it was last used."""
         async with self._free:
-            pipe = self._client.pipeline(transaction=False)
-            for command in commands:
-                pipe.execute_command(*command)
             try:
-                results: list[Any] = await pipe.execute(raise_on_error=False)
-            except RedisClusterException as error:
-                raise RedisConnectionError(str(error)) from error
-            for result in results:  # of a cluster, a node's loss is told by its commands' results
-                if isinstance(result, Exception) and not isinstance(result, ResponseError):
-                    raise RedisConnectionError(str(result)) from result
-            return results
+                return await self._once(commands)
+            except RedisConnectionError:
+                return await self._once(commands)
+
+    async def _once(self, commands: Sequence[Command]) -> list[Any]:
+        pipe = self._client.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        try:
+            results: list[Any] = await pipe.execute(raise_on_error=False)
+        except RedisClusterException as error:
+            raise RedisConnectionError(str(error)) from error
+        for result in results:  # of a cluster, a node's loss is told by its commands' results
+            if isinstance(result, Exception) and not isinstance(result, ResponseError):
+                raise RedisConnectionError(str(result)) from result
+        return results
 
 
 class OwnWire:

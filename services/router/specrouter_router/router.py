@@ -362,6 +362,7 @@ class Router:
 
     def _end(self, sequence: Running) -> None:
         self.running.pop(sequence.id, None)
+        sequence.story.abandoned = None
         sequence.retire()
         if not self.running:
             self._idle.set()

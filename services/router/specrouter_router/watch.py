@@ -141,6 +141,8 @@ class Watches:
         return True
 
     async def _take(self, watch: Watch, progress: Progress) -> None:
+        if not (watch.unattended or watch.story.followers):
+            return
         why_not = self._why_not()
         if why_not:
             if time.monotonic() - watch.seen > PATIENCE_S:
