@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from specrouter_family.family import ENGINE_FIELDS, MAX_LEVELS, LevelSettings, Spec
-from specrouter_operator.schema import Key, Label, Quantity, Seconds, Value, rules
+from specrouter_operator.schema import Key, Label, Quantity, Value, rules
 from specrouter_operator.status_types import Condition
 
 # Names of a level's objects are FAMILY-LEVEL-predictor and FAMILY-LEVEL-replicas: DNS labels, 63 characters at most.
@@ -150,6 +150,10 @@ class Level(LevelSettings):
                 "storageUri: storageUri and pvc are for engine torch only",
             ),
             (
+                "!has(self.exactness) || self.exactness != 'bitwise' || !has(self.kvCodec) || self.kvCodec == 'exact'",
+                "kvCodec: must be exact where exactness is bitwise",
+            ),
+            (
                 "self.gpus > 0 || !has(self.device) || !self.device.startsWith('cuda')",
                 "gpus: device cuda needs at least one GPU",
             ),
@@ -194,7 +198,7 @@ class ModelFamilySpec(Spec):
     """The levels, lowest first; the last one is the target, whose text the client gets."""
     replicas: Annotated[int, Field(ge=0, le=100)] = 1
     """Copies of the family: each level has at least replicas times its replicas.min. 0 stops all levels."""
-    drain_seconds: Seconds = 60
+    drain_seconds: Annotated[int, Field(ge=1, le=3600)] = 60
     """How long a replica may take to hand over its sequences before it ends."""
     service_account_name: Label | None = None
     """ServiceAccount of the levels' pods, as for credentials of storageUri."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import threading
 import time
@@ -62,12 +63,12 @@ class Operator:
         pace: Pace | None = None,
         signals_of: Callable[[RoutingPolicySpec], Signals] = lambda policy: Silence(),
         publisher: Publisher | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        today: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
         pace = pace or Pace()
         self._stop = threading.Event()
         self._queue = WorkQueue()
-        self.lease = Lease(lease_api, LEASE_NAME, identity, duration=pace.lease, retry=pace.retry)
+        self.lease = Lease(lease_api, LEASE_NAME, identity, duration=pace.lease, retry=pace.retry, today=today)
         api.may_write = self.lease.held
         self._world = World(api, self._changed, relist=pace.relist, watch=pace.watch)
         self._reconciler = Reconciler(
@@ -76,7 +77,7 @@ class Operator:
             settings,
             signals_of=signals_of,
             publisher=publisher or NoPublisher(),
-            clock=clock,
+            today=today,
         )
         self._threads: list[threading.Thread] = []
 

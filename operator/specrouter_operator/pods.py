@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from specrouter_family.family import LevelSettings
 from specrouter_operator.family_types import Level, ModelFamilySpec
 from specrouter_operator.resource import FAMILY_LABEL, LEVEL_LABEL, Object
 from specrouter_operator.settings import Settings
@@ -12,8 +13,9 @@ GPU = "nvidia.com/gpu"
 DEFAULTS = {"cpu": ("100m", "1"), "memory": ("256Mi", "2Gi")}  # request and limit of a level that gives neither
 LOADING_S, PROBE_S = 1800, 5  # how long weights may take to load, seconds between two probes
 GRACE_S = 10  # beyond the drain, to end
-# Settings of a level that are options of its command, by its name there; see `specrouter-level --help`.
-OPTIONS = ("dtype", "quantization", "threads", "exactness", "max_length", "slots", "agreement", "step_ms")
+KV_PATH = "/etc/specrouter/kv"
+# Settings of a level that are options of its command just so; the others are the router's, or set below.
+OPTIONS = tuple(name for name in LevelSettings.model_fields if name not in ("name", "engine", "device", "weight"))
 
 
 def level_labels(family: str, level: str) -> dict[str, str]:
@@ -34,6 +36,10 @@ def pod_spec(
     mounts: list[Object] = [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108  # the rest is read-only
     init: list[Object] = []
     environment = _environment(family, namespace, level, settings)
+    if keeps_kv(level) and settings.kv_secret:
+        environment += _kv_environment(settings.kv_secret)
+        volumes.append({"name": "kv", "secret": {"secretName": settings.kv_secret, "defaultMode": 0o440}})
+        mounts.append({"name": "kv", "mountPath": KV_PATH, "readOnly": True})
     if level.pvc is not None:
         claim = {"claimName": level.pvc.claim_name, "readOnly": True}
         volumes.append({"name": "weights", "persistentVolumeClaim": claim})
@@ -48,7 +54,7 @@ def pod_spec(
     container: Object = {
         "name": "kserve-container",  # the name that KServe's webhook looks for
         "image": level.image or spec.image or settings.level_image,
-        "args": arguments(level),
+        "args": arguments(spec, level),
         "env": environment,
         "ports": [
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
@@ -69,7 +75,12 @@ def pod_spec(
     return pod | ({"initContainers": init} if init else {}) | _placement(family, spec, level)
 
 
-def arguments(level: Level) -> list[str]:
+def keeps_kv(level: Level) -> bool:
+    """Whether the level writes its KV to Redis."""
+    return level.kv_checkpoints not in (None, "off")
+
+
+def arguments(spec: ModelFamilySpec, level: Level) -> list[str]:
     """The command line of `specrouter-level`."""
     given = {
         "name": level.name,
@@ -77,6 +88,7 @@ def arguments(level: Level) -> list[str]:
         "host": "0.0.0.0",  # noqa: S104  # other pods call it
         "http-port": HTTP_PORT,
         "grpc-port": GRPC_PORT,
+        "drain-seconds": spec.drain_seconds,
     }
     if level.engine == "torch":
         given["model"] = MODEL_PATH
@@ -101,6 +113,13 @@ def _environment(family: str, namespace: str, level: Level, settings: Settings) 
         {"name": "OTEL_SERVICE_NAME", "value": "specrouter-level"},
         {"name": "OTEL_RESOURCE_ATTRIBUTES", "value": whose},
     ]
+
+
+def _kv_environment(secret: str) -> list[Object]:
+    def of(variable: str, key: str) -> Object:
+        return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+
+    return [of("SPECROUTER_LEVEL_KV_URL", "url"), {"name": "SPECROUTER_LEVEL_KV_KEY_FILE", "value": f"{KV_PATH}/key"}]
 
 
 def _fetch(uri: str, settings: Settings) -> Object:

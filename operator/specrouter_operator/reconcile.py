@@ -24,6 +24,7 @@ from specrouter_operator.events import Events
 from specrouter_operator.family_types import ModelFamilySpec
 from specrouter_operator.metrics import WRITES
 from specrouter_operator.objects import deployment_name, wanted
+from specrouter_operator.pods import keeps_kv
 from specrouter_operator.policy_types import RoutingPolicySpec
 from specrouter_operator.report import Reporter, family_status, policy_status
 from specrouter_operator.resource import CONFIG_MAP, DEPLOYMENT, FAMILY, INFERENCE_SERVICE, POLICY, Object, name_of
@@ -178,6 +179,10 @@ class Reconciler:
         if case.spec.backend == "KServe" and self._world.lacks(INFERENCE_SERVICE):
             text = "KServe is not installed (no InferenceService); install it, or use backend Deployment"
             case.findings.append(Finding("Configured", False, "KServeMissing", text))
+            return []
+        if not self._settings.kv_secret and any(map(keeps_kv, case.spec.levels)):
+            text = "spec.levels.kvCheckpoints: the operator was not given a Secret for them (--kv-secret)"
+            case.findings.append(Finding("Configured", False, "NoSecret", text))
             return []
         chain = case.policy.routing if case.policy is not None else ChainSpec()
         objects = wanted(case.owner, case.spec, chain, self._settings)

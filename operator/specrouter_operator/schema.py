@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field, StringConstraints, WithJsonSchema
+from pydantic import StringConstraints, WithJsonSchema
 
 GROUP = "specrouter.dev"
 VERSION = "v1alpha1"
@@ -26,7 +26,6 @@ Quantity = Annotated[
 Label = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9][-A-Za-z0-9_./]*$")]
 Value = Annotated[str, StringConstraints(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
-Seconds = Annotated[int, Field(ge=1, le=86_400)]
 
 
 def rules(*pairs: tuple[str, str]) -> dict[str, Any]:

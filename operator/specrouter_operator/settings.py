@@ -12,3 +12,4 @@ class Settings:
     level_image: str = "specrouter/level:0.1.0"
     storage_image: str = "kserve/storage-initializer:v0.20.0"  # fetches weights where KServe doesn't
     otlp_endpoint: str = ""  # where levels push their metrics, as http://specrouter-operator.ns.svc:4317; "" = nowhere
+    kv_secret: str = ""  # Secret for levels with kvCheckpoints: url (of Redis) and key (that signs KV); "" = none

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from specrouter_operator.family_types import Level, ModelFamilySpec
-from specrouter_operator.objects import deployment_name
 from specrouter_operator.policy_types import RoutingPolicySpec
 from specrouter_operator.resource import Object
 from specrouter_operator.rules import LevelState, Mesh, Rules
@@ -85,8 +84,3 @@ def rules(policy: RoutingPolicySpec) -> Rules:
         stale=float(policy.signals.freshness_seconds),
         lookahead=policy.routing.lookahead,
     )
-
-
-def deployments(family: str, spec: ModelFamilySpec, find: Mapping[str, Object]) -> dict[str, Seen]:
-    """Level -> its Deployment, out of all by name."""
-    return {level.name: Seen.of(find.get(deployment_name(family, level.name))) for level in spec.levels}

@@ -1,0 +1,223 @@
+"""Whatever goes wrong on the way, the end is that of a run without faults.
+
+After Sieve (Sun et al., OSDI 2022: crashes between writes, stale and missed events) and Acto (Gu et al., SOSP 2023).
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from families import level, policy
+from faults import Killed, Proxy, Storm, honest, proxied
+from kube import Place, differences, until
+
+from specrouter_operator.operator import Pace
+from specrouter_operator.resource import FAMILY, LEASE, POLICY, Object
+
+QUICK = Pace(relist=2.0, watch=3, lease=1.5, retry=0.15)
+AT_ONCE = 6  # scenarios
+BEFORE = [level("draft", replicas={"min": 1, "max": 3}), level("mid"), level("target")]
+AFTER = [level("draft", replicas={"min": 2, "max": 3}), level("target", slots=8)]
+
+
+def scenario(place: Place, backend: str = "Deployment") -> dict[str, Object]:
+    """A family and a policy that come, change, and lose a level and a sibling. Returns the end."""
+    place.create("ModelFamily", "demo", {"backend": backend, "levels": BEFORE})
+    place.create("ModelFamily", "other", {"backend": backend, "levels": [level("target")]})
+    place.create("RoutingPolicy", "demo", policy("demo", scaling={"mode": "Manual"}))
+    place.settled(90)
+    place.edit(FAMILY, "demo", {"levels": AFTER, "replicas": 2})
+    place.edit(POLICY, "demo", {"weights": {"pins": {"draft": 40}}})
+    place.kubectl("delete", "mf", "other", "--wait=false")
+
+    def swept() -> bool:
+        names = " ".join(place.dump())
+        return "mid" not in names and "other" not in names
+
+    until("level and family are gone", swept, 90)
+    return place.settled(90)
+
+
+@contextmanager
+def places(cluster: Path, folder: Path) -> Iterator[Callable[[], Place]]:
+    """Makes namespaces, and ends them all."""
+    with ExitStack() as stack:
+
+        def made() -> Place:
+            place = Place(cluster, folder)
+            stack.callback(place.close)
+            return place
+
+        yield made
+
+
+@pytest.fixture(scope="module")
+def clean(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Object], int]:
+    """The end of a run without faults, and how many writes it took."""
+    place = Place(cluster, tmp_path_factory.mktemp("clean"))
+    with proxied(cluster, honest) as proxy:
+        place.operator(proxy.url, pace=QUICK)
+        end = scenario(place)
+        writes = proxy.writes
+    place.close()
+    return end, writes
+
+
+def same(clean: dict[str, Object], end: dict[str, Object]) -> None:
+    """Fails with what differs."""
+    assert not differences(clean, end)
+
+
+def dies(place: Place, cluster: Path, at: int, delivered: bool, backend: str) -> tuple[dict[str, Object], Killed]:
+    """The scenario with an operator that dies at a write, and one that comes after it."""
+    plan = Killed(at, delivered)
+    with proxied(cluster, plan) as proxy, ThreadPoolExecutor(1) as pool:
+        first = place.operator(proxy.url, pace=QUICK)
+        end = pool.submit(scenario, place, backend)
+        while not plan.dead.wait(0.1) and not end.done():
+            pass
+        first._stop.set()  # it can neither write nor give back its lease
+        place.operator(pace=QUICK)
+        return end.result(), plan
+
+
+@pytest.mark.parametrize("delivered", [False, True], ids=["unsent", "lost"])
+def test_death_between_any_two_writes(
+    cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int], delivered: bool
+) -> None:
+    wanted, writes = clean
+    with places(cluster, tmp_path) as made, ThreadPoolExecutor(AT_ONCE) as pool:
+        runs = [pool.submit(dies, made(), cluster, at, delivered, "Deployment") for at in range(1, writes + 1)]
+        died = 0
+        for at, run in enumerate(runs, 1):
+            end, plan = run.result()
+            died += plan.dead.is_set()
+            assert not differences(wanted, end), f"death at write {at} of {writes}"
+    assert died >= writes - 6  # statuses may be written fewer times from one run to another
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_death_with_kserve(cluster: Path, tmp_path: Path, seed: int) -> None:
+    with places(cluster, tmp_path) as made, ThreadPoolExecutor(AT_ONCE) as pool:
+        place = made()
+        with proxied(cluster, honest) as proxy:
+            place.operator(proxy.url, pace=QUICK)
+            wanted = scenario(place, "KServe")
+            writes = proxy.writes
+        cases = random.Random(seed).sample(range(2, writes - 2), 4)
+        runs = [pool.submit(dies, made(), cluster, at, bool(at % 2), "KServe") for at in cases]
+        for run in runs:
+            same(wanted, run.result()[0])
+
+
+def test_storms_of_faults(cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int]) -> None:
+    def run(place: Place, seed: int) -> tuple[dict[str, Object], Proxy]:
+        with proxied(cluster, Storm(seed)) as proxy:
+            place.operator(proxy.url, pace=QUICK)
+            return scenario(place), proxy
+
+    with places(cluster, tmp_path) as made, ThreadPoolExecutor(AT_ONCE) as pool:
+        for one in [pool.submit(run, made(), seed) for seed in range(AT_ONCE)]:
+            end, proxy = one.result()
+            same(clean[0], end)
+            assert proxy.faults >= 30
+
+
+def test_two_leaders_at_once(cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int]) -> None:
+    """Should the lease ever fail, two operators that write the same wishes do no harm."""
+    with places(cluster, tmp_path) as made, proxied(cluster, Storm(5, share=0.1)) as proxy:
+        place = made()
+        for url in (None, proxy.url):
+            operator = place.operator(url, pace=QUICK)
+            operator._world.api.may_write = lambda: True
+            operator.lease.held = lambda: True  # type: ignore[method-assign]
+        same(clean[0], scenario(place))
+
+
+def test_clocks_that_disagree(cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int]) -> None:
+    """Two replicas, an hour fast and an hour slow: one leads at a time, the other takes over, the end is the same."""
+    with places(cluster, tmp_path) as made:
+        place = made()
+        pair = []
+        for hours in (1, -1):
+            skew = datetime.timedelta(hours=hours)
+            pair.append(place.operator(pace=QUICK, today=lambda skew=skew: datetime.datetime.now(datetime.UTC) + skew))
+        both = []
+
+        def watched() -> dict[str, Object]:
+            return scenario(place)
+
+        with ThreadPoolExecutor(1) as pool:
+            end = pool.submit(watched)
+            until("one leads", lambda: any(one.lease.held() for one in pair))
+            turns = 0
+            while not end.done():
+                both.append(all(one.lease.held() for one in pair))
+                leader = next((one for one in pair if one.lease.held()), None)
+                if leader is not None and turns < 1 and len(both) > 30:
+                    turns += 1
+                    leader._stop.set()  # hung: it neither renews nor gives back
+                    leader.lease._release = lambda: None  # type: ignore[method-assign]
+                time.sleep(0.05)
+        assert not any(both) and turns == 1
+        same(clean[0], end.result())
+
+
+def test_processes_killed_again_and_again(cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int]) -> None:
+    """The real command, SIGKILLed at random times while the scenario runs."""
+    with places(cluster, tmp_path) as made, ThreadPoolExecutor(1) as pool:
+        place = made()
+        config = place.operator_kubeconfig()
+        command = [sys.executable, "-c", "from specrouter_operator.scripts import main; main()", "run"]
+        options = {"namespace": place.name, "kubeconfig": config, "port": 0, "otlp-port": 0, "lease-seconds": 1}
+        options |= {"otlp-endpoint": "http://collector:4317", "relist-seconds": 2, "watch-seconds": 3}
+        command += [f"--{name}={value}" for name, value in options.items()]
+        chance, kills = random.Random(1), 0
+        end = pool.submit(scenario, place)
+        while True:
+            with (tmp_path / "operator.log").open("ab") as log:
+                process = subprocess.Popen(command, stdout=log, stderr=log)
+            try:
+                while not end.done() and process.poll() is None:
+                    lease = place.get(LEASE, "specrouter-operator")
+                    if kills < 4 and lease is not None and process.poll() is None:
+                        time.sleep(chance.uniform(2.5, 4.0))
+                        process.send_signal(signal.SIGKILL)
+                        kills += 1
+                        break
+                    time.sleep(0.1)
+            finally:
+                if end.done() or process.poll() is None:
+                    process.kill()
+                process.wait(10)
+            if end.done():
+                break
+        assert kills >= 2, (tmp_path / "operator.log").read_text()[-2000:]
+        same(clean[0], end.result())
+
+
+def test_dumps_show_what_matters(clean: tuple[dict[str, Object], int]) -> None:
+    """The comparison would see a difference."""
+    end, writes = clean
+    assert writes > 20
+    assert {
+        "ModelFamily/demo",
+        "RoutingPolicy/demo",
+        "Deployment/demo-draft-predictor",
+        "ConfigMap/demo-family",
+    } <= set(end)
+    assert end["Deployment/demo-draft-predictor"]["spec"]["replicas"] == 3  # two copies of 2, at most 3
+    changed = json.loads(json.dumps(end))
+    changed["Deployment/demo-draft-predictor"]["spec"]["replicas"] = 1
+    assert differences(end, changed) == [".Deployment/demo-draft-predictor.spec.replicas: 1 in place of 3"]
