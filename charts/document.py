@@ -84,10 +84,11 @@ def schema_of(found: list[Value]) -> Schema:
     for value in found:
         at = root
         for part in value.path[:-1]:
-            new = {"type": "object", "additionalProperties": False, "properties": {}}
+            new: Schema = {"type": "object", "additionalProperties": False, "properties": {}}
             at = at["properties"].setdefault(part, new)
         own: Schema = {} if {"$ref", "type", "enum"} & value.schema.keys() else {"type": TYPES[type(value.default)]}
         at["properties"][value.path[-1]] = resolved({"description": value.text, **own, **value.schema})
+        at.setdefault("required", []).append(value.path[-1])  # what a null takes out is missed here, by name
     return root
 
 

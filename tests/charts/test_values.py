@@ -55,7 +55,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"router": {"autoscaling": {"enabled": True, "cpuUtilization": 0}}}, "autoscaling.cpuUtilization"),
     ({"router": {"podDisruptionBudget": {"maxUnavailable": "half"}}}, "/router/podDisruptionBudget/maxUnavailable"),
     ({"router": {"resources": {"limits": {"memory": "lots"}}}}, "/router/resources/limits/memory"),
-    ({"router": {"resources": None}}, "/router"),
+    ({"router": {"resources": None}}, "missing property 'resources'"),
     ({"router": {"drainSeconds": -1}}, "/router/drainSeconds"),
     ({"router": {"extraEnv": [{"value": "x"}]}}, "/router/extraEnv/0"),
     ({"router": {"tolerations": [{"effect": "Never"}]}}, "/router/tolerations/0/effect"),
