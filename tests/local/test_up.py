@@ -227,3 +227,26 @@ def test_a_redis_that_is_not_there_is_named(cache: Path, monkeypatch: pytest.Mon
     assert "router died (exit code" in said
     assert "127.0.0.1:1" in said
     assert "secret-word" not in said
+
+
+def test_a_level_with_replicas_is_as_many_processes(up: Up, tmp_path: Path) -> None:
+    family = tmp_path / "twins.yaml"
+    family.write_text(
+        "name: twins\ntokenizer: bytes\nlevels: [{name: draft, engine: stub, agreement: 0.7},"
+        " {name: target, engine: stub, replicas: 2}]\n"
+    )
+    call("up", "--family", str(family), "--port", "0", "--grpc-port", "0", "--detach")
+    try:
+        state = Run("twins").read()
+        assert state is not None
+        pids = {part.name: part.pid for part in state.parts}
+        assert {"draft", "target-0", "target-1"} < set(pids)
+        before = call("generate", "tell me", "--name", "twins", "--json", "--max-tokens", "60")
+        os.kill(pids["target-0"], signal.SIGKILL)
+        after = call("generate", "tell me", "--name", "twins", "--json", "--max-tokens", "60")
+        assert json.loads(after)["tokens"] == json.loads(before)["tokens"]
+        said = call("status", "--name", "twins")
+        replicas = [line for line in said.splitlines() if "target 127.0.0.1:" in line]
+        assert len(replicas) == 2 and any("ready" in line for line in replicas)
+    finally:
+        call("down", "--name", "twins")

@@ -43,3 +43,10 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
             yield made
         finally:
             made.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Valkey for routers in this process."""
+    with ValkeyServer() as valkey:
+        yield f"redis://127.0.0.1:{valkey.port}"

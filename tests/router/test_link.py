@@ -3,78 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any
 
 import grpc
 import pytest
+from fake_level import Answer, FakeLevel, a_router, run, wanted
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import level_pb2_grpc
-from specrouter_core.prefix import Text
-from specrouter_core.sampling import Sampling
-from specrouter_family import family
-from specrouter_router import link, replicas, tokenizer
-from specrouter_router.metrics import Metrics
-from specrouter_router.request import Request
+from specrouter_router import link, parking
 from specrouter_router.router import Router
-from specrouter_router.story import End, Reader
-
-Answer = Callable[[pb.ExtendCall], pb.ExtendReply | None]
-
-
-def draw(text: list[int]) -> int:
-    """The fake levels' language."""
-    return 97 + Text(text).hashes[-1] % 26
-
-
-class FakeLevel(level_pb2_grpc.LevelServiceServicer):
-    """Answers by the language, unless ``odd`` has something else to say."""
-
-    def __init__(self) -> None:
-        self.odd: Answer = lambda _call: None
-        self.texts: dict[str, Text] = {}
-        self.messages: list[pb.ExtendRequest] = []
-        self.silent = False
-
-    async def Describe(self, request: Any, context: Any) -> pb.DescribeResponse:  # noqa: N802
-        return pb.DescribeResponse(name="x", model_digest="d", max_length=1000, engine="stub")
-
-    async def Extend(self, requests: Any, context: Any) -> AsyncIterator[pb.ExtendResponse]:  # noqa: N802
-        async for request in requests:
-            self.messages.append(request)
-            if not self.silent:
-                replies = [self.odd(call) or self.answer(call) for call in request.calls]
-                if replies:
-                    yield pb.ExtendResponse(replies=replies)
-
-    def answer(self, call: pb.ExtendCall) -> pb.ExtendReply:
-        text = self.texts.setdefault(call.sequence, Text())
-        if not text.holds(call.base, call.base_hash):
-            held = pb.OUTCOME_PREFIX_UNKNOWN
-            return pb.ExtendReply(call=call.call, outcome=held, held=len(text), held_hash=text.hashes[-1])
-        assert call.base > 0 or call.HasField("params")
-        text.truncate(call.base)
-        text.extend(call.suffix)
-        tokens = []
-        for proposal in [*call.proposals, *[-1] * (call.more + 1)]:
-            tokens.append(draw([*text.tokens, *tokens]))
-            if proposal not in (-1, tokens[-1]):
-                break
-        return pb.ExtendReply(call=call.call, tokens=tokens, outcome=pb.OUTCOME_DONE)
-
-
-class Memory:
-    """A store that keeps nothing."""
-
-    lost = False
-
-    def write(self, record: Any) -> None:
-        record.listener.written(len(record.tokens), record.ended)
-
-    async def read(self, sequence: str) -> None:
-        return None
+from specrouter_router.story import End
 
 
 class Stand:
@@ -83,9 +25,11 @@ class Stand:
     def __init__(self) -> None:
         self.draft, self.target = FakeLevel(), FakeLevel()
         self.ports: list[int] = []
+        self.servers: list[Any] = []
+        self.router: Router
 
-    async def __aenter__(self) -> Stand:
-        self.servers = []
+    @asynccontextmanager
+    async def opened(self, redis_url: str) -> AsyncIterator[Stand]:
         for level in (self.draft, self.target):
             server = grpc.aio.server()
             level_pb2_grpc.add_LevelServiceServicer_to_server(level, server)
@@ -97,35 +41,21 @@ class Stand:
             for name, port in zip(("draft", "target"), self.ports, strict=True)
         ]
         text = f"name: f\ntokenizer: bytes\nlevels: [{', '.join(levels)}]\nchain: {{policy: fixed, mode: lockstep}}"
-        self.router = Router(family.parse(text, "test"), tokenizer.ByteTokenizer(), Memory(), Metrics())
-        await asyncio.wait_for(self.router.start(), 10)
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.router.stop(0)
-        for server in self.servers:
-            await server.stop(0)
+        try:
+            async with a_router(text, redis_url) as self.router:
+                yield self
+        finally:
+            for server in self.servers:
+                await server.stop(0)
 
     async def run(self, count: int = 30) -> tuple[list[int], End]:
-        sequence = self.router.submit(Request(prompt=[1, 2, 3], max_tokens=count, sampling=Sampling()))
-        reader = Reader(sequence.story)
-        async with asyncio.timeout(20):
-            while not isinstance(event := await reader.next(), End):
-                pass
-        return sequence.story.tokens, event
+        return await run(self.router, count)
 
 
 @pytest.fixture
-async def stand() -> AsyncIterator[Stand]:
-    async with Stand() as made:
+async def stand(redis_url: str) -> AsyncIterator[Stand]:
+    async with Stand().opened(redis_url) as made:
         yield made
-
-
-def wanted(count: int = 30) -> list[int]:
-    text = [1, 2, 3]
-    while len(text) < 3 + count:
-        text.append(draw(text))
-    return text[3:]
 
 
 def times(count: int, answer: Answer, rest: Answer = lambda _call: None) -> Answer:
@@ -216,7 +146,7 @@ async def test_an_answer_that_does_not_come_in_time_is_a_failure(stand: Stand, m
 
 
 async def test_a_target_whose_stream_breaks_is_waited_for(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(parking, "PATIENCE_S", 0.5)
     running = asyncio.create_task(stand.run(400))
     await asyncio.sleep(0.05)
     await stand.servers[1].stop(0)

@@ -35,10 +35,12 @@ class Wanted:
     redis_url: str | None  # None: the embedded server
     port: int  # 0: any free one
     grpc_port: int
+    routers: int = 1
 
     def arguments(self) -> list[str]:
         """The same as command-line arguments."""
         argv = ["up", "--engine", self.engine, "--port", str(self.port), "--grpc-port", str(self.grpc_port)]
+        argv += ["--routers", str(self.routers)]
         return argv + (["--family", str(self.family)] if self.family else [])
 
 
@@ -75,7 +77,7 @@ def _build(run: Run, family: Family, wanted: Wanted, console: Console) -> Mesh:
     for port, option in ((wanted.port, "--port"), (wanted.grpc_port, "--grpc-port")):
         if port:
             parts.check_free(port, option)
-    ports = parts.free_ports(3 + 2 * len(family.levels))
+    ports = parts.free_ports(1 + 2 * parts.processes(family) + 2 * wanted.routers)
     redis_port, port, grpc_port = next(ports), wanted.port or next(ports), wanted.grpc_port or next(ports)
     family = parts.addressed(family, ports)
     family_file = run.directory / "family.yaml"
@@ -84,7 +86,9 @@ def _build(run: Run, family: Family, wanted: Wanted, console: Console) -> Mesh:
     made += parts.level_parts(family, ports)
     last = 1 + max(part.stage for part in made)
     redis_url = wanted.redis_url or f"redis://{parts.HOST}:{redis_port}/0"
-    made.append(parts.router_part(family_file, redis_url, port, grpc_port, last))
+    made.append(parts.router_part(family_file, redis_url, port, grpc_port, last, alone=wanted.routers == 1))
+    for i in range(1, wanted.routers):
+        made.append(parts.router_part(family_file, redis_url, next(ports), next(ports), last, number=i, alone=False))
     names = [level.name for level in family.levels]
     state = new_state(run, f"http://{parts.HOST}:{port}", f"{parts.HOST}:{grpc_port}", names)
     return Mesh(made, run, state, lambda text: console.print(Text(f"  {text}", style="yellow")))

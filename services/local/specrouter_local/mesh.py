@@ -1,7 +1,7 @@
 """A mesh on one machine: starts the parts, waits until each is ready, watches them, ends them.
 
-A level that dies is started again, with growing pauses and not forever: the router goes on
-without it meanwhile (the target excepted, whose requests fail until it is back). Redis and the
+A level that dies is started again, with growing pauses and not forever: the router goes on with
+its other replicas, or without it meanwhile (the target excepted, whose requests fail until it is back). Redis and the
 router are not: when one of them dies, the mesh ends and says which.
 """
 
@@ -23,6 +23,7 @@ PROBE_EVERY = 0.2  # seconds between questions to a part that isn't ready
 STEADY = 60.0  # seconds a part must have been ready for its restarts to be forgotten
 FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0  # seconds before a restart; doubles in between
 ROUTER_GRACE, GRACE = 12.0, 8.0  # seconds to end in after SIGTERM; the router lets running answers end first
+DRAINED = "exit code 0"  # how a part ends that was asked to
 LAST_LINES, SOME_LINES = 20, 6  # of a log: when the mesh ends, when it goes on
 
 
@@ -128,7 +129,15 @@ class Mesh:
     def _lost(self, place: Place) -> None:
         """Decides what follows from a death. Raises PartError when it is the end of the mesh."""
         part = place.part
-        target = part.kind == "level" and part.name == self.state.levels[-1]
+        if place.child is not None and place.child.ended() == DRAINED and place.state.condition == "ready":
+            self._say(f"{part.name} has handed its work over; it is started again")
+            place.state.restarts += 1
+            self._launch(place)
+            return
+        others = any(
+            p.part.level == part.level and p.state.condition == "ready" for p in self._places if p is not place
+        )
+        target = part.kind == "level" and (part.level or part.name) == self.state.levels[-1] and not others
         end = place.tries >= part.restarts and (target or part.kind != "level")
         obituary = self._obituary(place, LAST_LINES if end else SOME_LINES)
         if place.child is not None:
@@ -146,6 +155,10 @@ class Mesh:
         place.next_look = time.monotonic() + pause
         self._enter(place, "backing off")
         without = "requests fail until it is back" if target else "the chain is shorter until it is back"
+        if part.kind == "router":
+            without = "its clients find their texts at the other routers"
+        elif others and part.level:
+            without = f"the other replicas of {part.level} take its sequences"
         self._say(f"{obituary}\n{part.name} is started again in {pause:.1f} s; {without}")
 
     def _launch(self, place: Place) -> None:

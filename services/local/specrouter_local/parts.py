@@ -41,6 +41,7 @@ class Part:
     patience: float  # seconds from start to ready at most
     stage: int  # started when all parts of lower stages are ready
     restarts: int  # how often it may be started again in a row; 0: the mesh ends with it
+    level: str = ""  # that it is a replica of
 
 
 def free_ports(count: int) -> Iterator[int]:
@@ -73,9 +74,22 @@ def check_free(port: int, option: str) -> None:
             raise UserError(f"{option}: port {port} can't be used ({error.strerror}); 0 takes any free one") from error
 
 
+def processes(family: Family) -> int:
+    """How many level processes the family has."""
+    return sum(_count(level) for level in family.levels)
+
+
+def _count(level: LevelSpec) -> int:
+    return max(level.replicas, len(level.endpoints))
+
+
 def addressed(family: Family, ports: Iterator[int]) -> Family:
-    """The family with a gRPC address for every level; those in the file stay."""
-    levels = [level.model_copy(update={"address": level.address or f"{HOST}:{next(ports)}"}) for level in family.levels]
+    """The family with a gRPC address for every replica; those in the file stay."""
+    levels = []
+    for level in family.levels:
+        known = level.endpoints
+        every = known + [f"{HOST}:{next(ports)}" for _ in range(_count(level) - len(known))]
+        levels.append(level.model_copy(update={"address": every[0], "addresses": every[1:]}))
     return family.model_copy(update={"levels": levels})
 
 
@@ -102,19 +116,20 @@ def redis_part(port: int, directory: Path) -> Part:
 
 
 def level_parts(family: Family, ports: Iterator[int]) -> list[Part]:
-    """One per level. Torch levels on the CPU start one after another: each times its steps at its start."""
+    """One per replica. Torch levels on the CPU start one after another: each times its steps at its start."""
     parts: list[Part] = []
     stage = 0
     for level in family.levels:
         on_cpu = level.engine == "torch" and (level.device or "cpu") == "cpu"
-        target = level is family.levels[-1]
-        parts.append(_level_part(level, next(ports), stage=stage if on_cpu else 0, restarts=3 if target else 5))
-        stage += on_cpu
+        restarts = 3 if level is family.levels[-1] else 5
+        for i, address in enumerate(level.endpoints):
+            name = f"{level.name}-{i}" if len(level.endpoints) > 1 else level.name
+            parts.append(_level_part(level, name, address, next(ports), stage if on_cpu else 0, restarts))
+            stage += on_cpu
     return parts
 
 
-def _level_part(level: LevelSpec, http_port: int, stage: int, restarts: int) -> Part:
-    address = level.address or ""
+def _level_part(level: LevelSpec, name: str, address: str, http_port: int, stage: int, restarts: int) -> Part:
     host, _, grpc_port = address.rpartition(":")
     argv = [_program("specrouter-level"), "--name", level.name, "--engine", level.engine]
     argv += ["--host", host, "--http-port", str(http_port), "--grpc-port", grpc_port]
@@ -124,7 +139,7 @@ def _level_part(level: LevelSpec, http_port: int, stage: int, restarts: int) -> 
             argv += [f"--{field.replace('_', '-')}", str(value)]
     http_address = f"{host}:{http_port}"
     return Part(
-        level.name,
+        name,
         "level",
         tuple(argv),
         _environment(),
@@ -133,18 +148,21 @@ def _level_part(level: LevelSpec, http_port: int, stage: int, restarts: int) -> 
         patience=900.0 if level.engine == "torch" else 60.0,
         stage=stage,
         restarts=restarts,
+        level=level.name,
     )
 
 
-def router_part(family_file: Path, redis_url: str, port: int, grpc_port: int, stage: int) -> Part:
-    """The router; it wants redis and the levels up."""
+def router_part(
+    family_file: Path, redis_url: str, port: int, grpc_port: int, stage: int, *, number: int = 0, alone: bool = True
+) -> Part:
+    """A router; it wants redis and the levels up. ``alone``: there is no other, so the mesh ends with it."""
     argv = [_program("specrouter-router"), "--family", str(family_file), "--host", HOST]
     argv += ["--http-port", str(port), "--grpc-port", str(grpc_port)]
     # By environment, since others can read a command line and the address may hold a password.
     env = _environment() | {"SPECROUTER_REDIS_URL": redis_url}
     address = f"{HOST}:{port}"
     return Part(
-        "router",
+        "router" if alone else f"router-{number}",
         "router",
         tuple(argv),
         env,
@@ -152,7 +170,7 @@ def router_part(family_file: Path, redis_url: str, port: int, grpc_port: int, st
         lambda: probes.http(address, "/readyz"),
         60.0,
         stage=stage,
-        restarts=0,
+        restarts=0 if alone else 3,
     )
 
 

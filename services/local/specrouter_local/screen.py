@@ -127,6 +127,29 @@ def level_table(levels: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def replica_table(levels: Sequence[dict[str, Any]]) -> Table | None:
+    """The replicas of levels that have several, as the router sees them; None where no level has."""
+    table = Table(box=None, padding=(0, 2), header_style="dim")
+    for column in ("replica", "", "circuit", "sequences", "in flight", "step", "queue", "why"):
+        numeric = column in ("sequences", "in flight", "step", "queue")
+        table.add_column(column, justify="right" if numeric else "left")
+    for level in levels:
+        replicas = level["replicas"]
+        for replica in replicas if len(replicas) > 1 else ():
+            state = Text(replica["state"], style="green" if replica["state"] == "ready" else "yellow")
+            table.add_row(
+                Text.assemble((level["name"], "bold"), f" {replica['address']}"),
+                state,
+                replica["circuit"],
+                str(replica["sequences"]),
+                str(replica["inflight"]),
+                f"{replica['step_ms']:.2f} ms",
+                f"{replica['queue_ms']:.2f} ms",
+                replica["why"],
+            )
+    return table if table.row_count else None
+
+
 def _words(part: PartState) -> str:
     if part.condition == "ready":
         return f"ready in {part.took:.1f} s"

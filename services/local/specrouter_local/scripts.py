@@ -14,6 +14,7 @@ from rich.text import Text
 
 from specrouter_local import advice, launch, models, scenario, screen, simulation, state, weights
 from specrouter_local import demo as demonstration
+from specrouter_local import drain as draining
 from specrouter_local.chat import Talk
 from specrouter_local.client import Answer, Router, Settings
 from specrouter_local.decisions import decisions
@@ -68,10 +69,11 @@ def up(
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="OpenAI API; 0 takes any free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option("--grpc-port", min=0, max=65535, help="gRPC; 0 takes any free.")] = 8001,
+    routers: Annotated[int, typer.Option("--routers", min=1, max=8, help="The others take any free ports.")] = 1,
     detach: Annotated[bool, typer.Option("--detach", help="Return when it is ready.")] = False,
 ) -> None:
     """Start the levels, the router and Redis as processes here; Ctrl-C ends them."""
-    wanted = launch.Wanted(family, engine.value, redis_url, port, grpc_port)
+    wanted = launch.Wanted(family, engine.value, redis_url, port, grpc_port, routers)
     placed = launch.prepare(console, wanted)
     if not detach:
         raise typer.Exit(launch.up(console, placed, wanted))
@@ -93,6 +95,19 @@ def down(name: NameOption = None) -> None:
 
 
 @app.command()
+def drain(
+    part: Annotated[str, typer.Argument(help="As status names it; or a level, or router: all of them.")],
+    name: NameOption = None,
+) -> None:
+    """Have a router or a replica hand its work over and start anew; several one after the other."""
+    run, mesh = state.find(name)
+    with console.status(f"draining {part}"):
+        for done in draining.drain(run, mesh, part):
+            said = f"{done.name}: handed over in {done.ended:.1f} s, back after {done.back:.1f} s"
+            console.print(said, highlight=False)
+
+
+@app.command()
 def status(name: NameOption = None) -> None:
     """Show the parts of a mesh and what its levels are."""
     run, mesh = state.find(name)
@@ -106,6 +121,8 @@ def status(name: NameOption = None) -> None:
         router.close()
     chain = seen["chain"]
     console.print(screen.level_table(seen["levels"]))
+    if (replicas := screen.replica_table(seen["levels"])) is not None:
+        console.print(replicas)
     if seen["adaptive"] is not None:
         console.print(decisions(seen["adaptive"], chain["levels"]))
         how = f"adaptive, {chain['mode']}"

@@ -23,18 +23,21 @@ class Circuit:
     def __init__(self) -> None:
         self.state: Literal["closed", "half-open", "open"] = "closed"
         self.failures = 0  # not yet forgotten
+        self.losses = 0  # all there were
         self._errors = 0  # in a row
         self._until = 0.0
         self._failed = 0.0  # when it last did
 
     def failed(self, now: float) -> None:
-        """The replica was lost."""
+        """The replica was lost: trust it less."""
         if now - self._failed > FORGET_S:
             self.failures = 0
-        self.failures += 1
+        if self.state != "open":  # else it is still the same failure
+            self.failures += 1
+            self.losses += 1
         self._failed = now
         self._errors = 0
-        pause = min(FIRST_S * 2 ** min(self.failures - 1, 16), LAST_S)
+        pause = min(FIRST_S * 2 ** max(min(self.failures - 1, 16), 0), LAST_S)
         self._until = now + pause * random.uniform(0.5, 1)
         self.state = "open"
 

@@ -42,11 +42,20 @@ class Flight:
     seat: Seat
     link: Link | None = None  # the replica that it was sent to
     number: int = 0  # on the wire; 0 = not sent
-    tokens: int = 0  # that the level has to feed or draw for it
+    base: int = 0  # tokens that the replica should hold
+    read: int = 0  # tokens that it has to read
+    drawn: int = 0  # tokens that it draws at most, beyond those it checks
     sent: float = 0.0  # loop time
     deadline: float = 0.0  # loop time
     patience: float = 0.0  # loop time until which it waits for a replica; 0 = it need not
     moves: int = 0  # to other replicas
+    twin: Flight | None = None  # the same call, sent to another replica as well
+    second: bool = False  # it was sent after its twin
+
+    @property
+    def odd(self) -> bool:
+        """Whether its replica's times are not what the level commonly takes."""
+        return self.link is not None and self.link.odd
 
     @property
     def holding(self) -> Holding:

@@ -26,6 +26,7 @@ from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
 from specrouter_router.circuit import Circuit
 from specrouter_router.flight import Flight
+from specrouter_router.tempo import Tempo
 
 if TYPE_CHECKING:
     from specrouter_router.seat import Seat
@@ -103,7 +104,9 @@ class Link:
         self.silent = False
         self.draining = False
         self.leaving = False  # its address is no longer one of the level's
+        self.odd = False  # much slower than others of the level
         self.circuit = Circuit()
+        self.tempo = Tempo()
         self.good = False  # the level's own summary of the above: it may be given sequences
         self.seats: set[Seat] = set()
         self.inflight: dict[int, Flight] = {}
@@ -128,8 +131,10 @@ class Link:
         self.inflight[flight.number] = flight
         message = self._outbox.last().calls.add()
         flight.owner.fill(flight, message)
-        flight.tokens = len(message.suffix) + len(message.proposals) + message.more + 1
-        allowed = min(CALL_S + TOKEN_S * flight.tokens, MAX_DEADLINE_S)
+        flight.base = message.base
+        flight.read = len(message.suffix) + len(message.proposals)
+        flight.drawn = message.more + 1
+        allowed = min(CALL_S + TOKEN_S * (flight.read + flight.drawn), MAX_DEADLINE_S)
         message.call = flight.number
         message.deadline_ms = int(allowed * 1000)
         flight.sent = self._loop.time()
@@ -150,14 +155,30 @@ class Link:
         elif self.info is not None and len(self._owed) < MAX_OWED:
             self._owed[sequence] = None
 
-    def claim(self, sequence: str) -> None:
-        """The sequence comes (back) here: what was to be released is not."""
-        self._owed.pop(sequence, None)
+    @property
+    def usable(self) -> bool:
+        """Whether it would answer."""
+        return self.ready and not self.silent
 
-    def beat(self) -> None:
-        """Ask the replica what it is, unless it is being asked."""
-        if self.ready and self._asking is None:
+    @property
+    def trouble(self) -> str:
+        """Why it is not used, in words; "" = it is."""
+        if not self.ready:
+            return self.why_down
+        if self.silent:
+            return "it is silent"
+        if self.draining or self.leaving:
+            return "it is being drained"
+        return "" if self.circuit.state == "closed" else "it failed a moment ago"
+
+    def overdue(self, now: float, *, due: bool) -> bool:
+        """Whether it has become silent. To be called often: the replica is asked what it is when needed, or ``due``."""
+        if not self.ready:
+            return False
+        quiet = now - self.heard
+        if (due or quiet > BEAT_S) and self._asking is None:
             self._asking = asyncio.create_task(self._ask(), name=f"beat {self.name}")
+        return quiet > SILENT_S and not self.silent
 
     # The stream.
 
@@ -197,6 +218,7 @@ class Link:
             if refused:
                 return refused
             self.info = info
+            self.tempo.begin(info)
             stream = stub.Extend()
             await asyncio.wait_for(stream.wait_for_connection(), DESCRIBE_S)
         except grpc.aio.AioRpcError as error:

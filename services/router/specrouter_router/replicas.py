@@ -1,9 +1,11 @@
 """The replicas of one level: which of them each sequence uses, and what happens when one is lost.
 
 A sequence has a *seat* at one replica, since its KV is there; all its calls to the level go to it. A new sequence gets
-the seat where a call is expected to be answered soonest. It moves to another replica, with a call that sends its whole
-text, when its own is lost, hangs, is being drained, or has left the level's addresses. The call in flight
-moves with it: calls may be repeated freely, so neither the state machine nor the stream notice.
+the seat where a call is expected to be answered soonest (placement.py). It moves to another replica, with a call that
+sends its whole text, when its own is lost, hangs, is being drained, has left the level's addresses, or makes it wait
+much longer. A call in flight moves with it: calls may be repeated freely, so neither the state machine nor the stream
+notice. For the same reason a late call may be sent to a second replica as well (hedges.py): the first answer
+counts, and the sequence stays where it came from.
 
 With no replica left, a call to the target is *patient*: it waits up to ``PATIENCE_S``, and is sent when one is there.
 Any other call fails at once, so that its chain goes on without the level.
@@ -16,86 +18,77 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from specrouter.v1 import level_pb2 as pb
+from specrouter_router import parking, placement
 from specrouter_router.endpoints import Endpoints
+from specrouter_router.fleet import Fleet
 from specrouter_router.flight import Flight
-from specrouter_router.link import BEAT_S, SILENT_S, Link
+from specrouter_router.hedges import Hedges
+from specrouter_router.link import Link
 from specrouter_router.metrics import Metrics
+from specrouter_router.parking import Parking
 from specrouter_router.seat import Seat
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 5.0
-SWEEP_S = 0.05  # how often deadlines are looked at
+SWEEP_S = 0.05  # how often calls in flight are looked at
 LOOK_S = 0.25  # how often replicas are looked at
 LATE_S = 0.5  # a look that is later than this says that this process stood still, not the replicas
-RESOLVE_S = 3.0  # how often names are looked up; shortened by up to a third
 MAX_MOVES = 4  # of one call: after so many replicas it is the call that is at fault
 
 
 class Replicas:
-    """See the module. ``on_ready`` is told each time that the level can be used again."""
+    """See the module. ``on_ready`` is told the level's name each time that it can be used again."""
 
     def __init__(
-        self,
-        name: str,
-        endpoints: Endpoints,
-        metrics: Metrics,
-        on_ready: Callable[[str], None],
-        *,
-        vital: bool,
+        self, name: str, endpoints: Endpoints, metrics: Metrics, on_ready: Callable[[str], None], *, vital: bool
     ) -> None:
         self.name = name
         self.address = ", ".join(endpoints.names)  # for people
-        self.links: dict[str, Link] = {}  # by address
+        self.fleet = Fleet(name, endpoints, self, self._look)
+        self.hedges = Hedges()
         self.info: pb.DescribeResponse | None = None  # what the first of them said
         self.ready = False  # there is one to be used
-        self.moves = 0  # calls that went on with another replica
+        self.moves = 0  # calls and sequences that went on with another replica
         self._vital = vital
-        self._endpoints = endpoints
         self._metrics = metrics
         self._on_ready = on_ready
-        self._parked: list[Flight] = []
+        self._parking = Parking()
         self._sweeping = False
         self._loop = asyncio.get_running_loop()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
 
     # For owners.
 
     @property
     def inflight(self) -> list[Flight]:
         """Calls on their way."""
-        return [flight for link in self.links.values() for flight in link.inflight.values()]
+        return [flight for link in self.fleet.links.values() for flight in link.inflight.values()]
 
     @property
     def count(self) -> int:
-        """Replicas that may be given sequences."""
-        return sum(link.good for link in self.links.values())
+        """How many replicas may be given sequences."""
+        return len(self.fleet.good)
 
     @property
     def why_down(self) -> str:
         """Why no replica can be used; "" = one can."""
-        if self.ready:
-            return ""
-        if not self.links:
-            return self._endpoints.problem or "it has no address"
-        whys = {link.address: _state(link) for link in self.links.values()}
-        return next(iter(whys.values())) if len(whys) == 1 else "; ".join(f"{a}: {why}" for a, why in whys.items())
+        return "" if self.ready else self.fleet.why_down
 
     def send(self, flight: Flight) -> None:
         """Put a call on its way. With no replica it waits or fails; a failure is told in the next tick."""
-        link = flight.seat.link
+        seat = flight.seat
+        link = seat.link
         flight.moves = 0
-        if link is None or not link.good:
-            link = self._seated(flight.seat)
+        if link is None or seat.left is not None or not link.good:
+            link = self._seated(seat)
             if link is None:
                 if flight.patient:
                     self._park(flight)
                 else:
-                    self._loop.call_soon(flight.owner.failed, flight, self.why_down or "it is being drained", True)
+                    self._loop.call_soon(flight.owner.failed, flight, self.fleet.why_down, True)
                 return
         link.send(flight)
         if not self._sweeping:
@@ -103,11 +96,13 @@ class Replicas:
 
     def withdraw(self, flight: Flight) -> None:
         """Its answer is of no use any more."""
-        if flight.number:
-            if flight.link is not None:
-                flight.link.withdraw(flight)
-        elif flight in self._parked:
-            self._parked.remove(flight)
+        for each in (flight, flight.twin):
+            if each is None:
+                continue
+            if each.number and each.link is not None:
+                each.link.withdraw(each)
+            else:
+                self._parking.remove(each)
 
     def release(self, seat: Seat) -> None:
         """The sequence has ended, or leaves the level: its replicas may forget it."""
@@ -120,69 +115,47 @@ class Replicas:
 
     def start(self) -> None:
         """Connect to all replicas, and stay so until ``close``."""
-        self._set(self._endpoints.now)
-        self._tasks.append(asyncio.create_task(self._watch(), name=f"watch {self.name}"))
-        if self._endpoints.changing:
-            self._tasks.append(asyncio.create_task(self._follow(), name=f"names {self.name}"))
+        self.fleet.start()
+        self._task = asyncio.create_task(self._watch(), name=f"watch {self.name}")
 
     async def close(self) -> None:
         """Disconnect."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(link.close() for link in self.links.values()))
-        self._endpoints.close()
-
-    async def _follow(self) -> None:
-        while True:
-            await self._endpoints.look_up()
-            self._set(self._endpoints.now)
-            await asyncio.sleep(RESOLVE_S * random.uniform(2 / 3, 1))
-
-    def _set(self, addresses: list[str]) -> None:
-        for address in addresses:
-            link = self.links.get(address)
-            if link is None:
-                self.links[address] = link = Link(self.name, address, self)
-                link.start()
-            elif link.leaving:
-                link.leaving = False
-                self._look(link)
-        for address, link in self.links.items():
-            if address not in addresses and not link.leaving:
-                log.info("level %s at %s has left the level's addresses", self.name, address)
-                link.leaving = True
-                self._look(link)
+        if self._task is not None:
+            self._task.cancel()
+        await self.fleet.close()
 
     # Places.
 
     def _look(self, link: Link) -> None:
         """Something about the link has changed: see whether it, and the level, can be used."""
-        usable = link.ready and not link.silent
-        link.good = usable and link.circuit.state == "closed" and not (link.draining or link.leaving)
+        link.good = link.usable and link.circuit.state == "closed" and not (link.draining or link.leaving)
         was = self.ready
-        self.ready = any(each.good for each in self.links.values()) or (
-            self._vital and any(each.ready and not each.silent for each in self.links.values())
-        )
-        if usable and self.ready:
-            parked, self._parked = self._parked, []
-            for flight in parked:
+        self.ready = bool(self.fleet.good or (self._vital and self.fleet.usable))
+        if self.ready:
+            for flight in self._parking.empty():
                 self._go(flight)
         if self.ready and not was:
             self._on_ready(self.name)
 
     def _choose(self, besides: Link | None = None) -> Link | None:
-        """The replica for a sequence that comes to the level."""
-        links = [link for link in self.links.values() if link.good and link is not besides]
+        """The replica for a sequence that comes to the level, or leaves one for another."""
+        links = [link for link in self.fleet.good if link is not besides]
         if not links and self._vital:
-            links = [link for link in self.links.values() if link.ready and not link.silent and link is not besides]
+            links = [link for link in self.fleet.usable if link is not besides]
             links = [link for link in links if not link.draining] or links
-        return min(links, key=_load, default=None)
+        return placement.choose(links, self._loop.time())
 
     def _seated(self, seat: Seat) -> Link | None:
-        """Where a sequence goes whose seat is not good. It stays where there is no better one, and that will do."""
-        best, link = self._choose(), seat.link
-        if self._vital and link is not None and link.ready and not link.silent and (best is None or not best.good):
+        """Where a sequence goes whose seat is new, or not good. It stays where there is none better that will do."""
+        link = seat.link
+        if seat.left is not None:  # it was given another place, and has no call in flight at the old one any more
+            seat.left.release(seat.sequence)
+            seat.forget(seat.left)
+            seat.left = None
+        if link is not None and link.good:
+            return link
+        best = self._choose()
+        if self._vital and link is not None and link.usable and (best is None or not best.good):
             return link
         if best is not None:
             self._place(seat, best)
@@ -193,16 +166,21 @@ class Replicas:
         if old is not None and old is not link:
             old.release(seat.sequence)
             seat.forget(old)
-        link.claim(seat.sequence)
+            self.moves += 1
         seat.move(link)
 
     def _elsewhere(self, flight: Flight) -> bool:
-        """Send a call to another replica. Returns whether there is one."""
-        link = self._choose(besides=flight.link)
+        """Send a call to another replica that is good. Returns whether it went, or its twin is on its way anyway."""
+        twin = flight.twin
+        if twin is not None and twin.link is not None and twin.link.inflight.get(twin.number) is twin:
+            flight.number = 0
+            return True
+        link: Link | None = flight.seat.link
+        if link is None or link is flight.link or not link.good:
+            link = self._choose(besides=flight.link)
         if link is None or not link.good or flight.moves >= MAX_MOVES:
             return False
         flight.moves += 1
-        self.moves += 1
         self._place(flight.seat, link)
         link.send(flight)
         return True
@@ -211,11 +189,22 @@ class Replicas:
         """Send a call that has waited."""
         link = self._seated(flight.seat)
         if link is None:
-            self._parked.append(flight)
+            self._park(flight)
         else:
             flight.patience = 0.0
             link.send(flight)
             self._sweep_later()
+
+    def _hedge(self, flight: Flight, waited: float) -> None:
+        """Send a late call to a second replica as well, where that may pay."""
+        link = self._choose(besides=flight.link)
+        if link is None or not link.good or link.odd:
+            return
+        held = flight.seat.holdings[link].held if link in flight.seat.holdings else 0
+        late = self.hedges.late(flight.drawn, flight.read + max(flight.base - held, 0))
+        if waited > late and self.hedges.spend():
+            flight.twin = Flight(flight.owner, flight.call, flight.patient, flight.seat, twin=flight, second=True)
+            link.send(flight.twin)
 
     # What links say.
 
@@ -233,7 +222,8 @@ class Replicas:
 
     def lost(self, link: Link, flights: list[Flight], why: str) -> None:
         """See Listener."""
-        link.circuit.failed(self._loop.time())
+        if not link.draining:  # else it has ended as it should
+            link.circuit.failed(self._loop.time())
         self._look(link)
         for flight in flights:
             self._strand(flight, why)
@@ -254,14 +244,28 @@ class Replicas:
     def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:
         """See Listener."""
         outcome = reply.outcome
-        if outcome == pb.OUTCOME_DONE and flight.link is not None:
-            flight.link.calls += 1
-            flight.link.circuit.answered()
-            flight.holding.confirm()
+        if outcome == pb.OUTCOME_DONE:
+            self._done(flight, reply)
         elif outcome and self._goes_on(flight, reply):
             self._metrics.call_ended(self.name, pb.Outcome.Name(outcome).removeprefix("OUTCOME_").lower())
             return
         flight.owner.replied(flight, reply)
+
+    def _done(self, flight: Flight, reply: pb.ExtendReply) -> None:
+        link, now = flight.link, self._loop.time()
+        if link is None:
+            return
+        link.calls += 1
+        link.circuit.answered()
+        link.tempo.answered(reply.timing, now)
+        flight.holding.confirm()
+        self.hedges.answered(flight.drawn, flight.read, now - flight.sent)
+        twin = flight.twin
+        if twin is not None:
+            if twin.link is not None and twin.link.inflight.get(twin.number) is twin:
+                twin.link.withdraw(twin)
+                self.hedges.won += flight.second
+            flight.seat.move(link)  # it is up to date here
 
     def _goes_on(self, flight: Flight, reply: pb.ExtendReply) -> bool:
         """Whether a call that was not done has been sent again, and need not bother its owner."""
@@ -282,9 +286,15 @@ class Replicas:
         return False
 
     def _erred(self, link: Link) -> None:
-        if link.circuit.erred(self._loop.time()):
-            log.warning("level %s at %s fails call after call: it gets none for a while", self.name, link.address)
-            self._look(link)
+        """It failed a call. After some in a row it gets none for a while, and those that wait there go elsewhere."""
+        if not link.circuit.erred(self._loop.time()):
+            return
+        log.warning("level %s at %s fails call after call", self.name, link.address)
+        self._look(link)
+        for flight in list(link.inflight.values()):
+            if self._choose(besides=link) is not None:
+                link.withdraw(flight)
+                self._strand(flight, "its replica fails call after call")
 
     def _strand(self, flight: Flight, why: str) -> None:
         """The replica of a call in flight is gone."""
@@ -299,9 +309,7 @@ class Replicas:
     # Time.
 
     def _park(self, flight: Flight) -> None:
-        flight.number = 0
-        flight.patience = flight.patience or self._loop.time() + PATIENCE_S
-        self._parked.append(flight)
+        self._parking.put(flight, self._loop.time())
         self._sweep_later()
 
     def _sweep_later(self) -> None:
@@ -311,28 +319,34 @@ class Replicas:
 
     def _sweep(self) -> None:
         now = self._loop.time()
-        for flight in list(self._due(now)):
-            self.withdraw(flight)
+        several = self.count > 1
+        for flight in self.inflight:
             if flight.deadline <= now:
-                if flight.link is not None:
-                    self._erred(flight.link)
-                if not self._elsewhere(flight):
-                    flight.owner.failed(flight, "no answer before the call's deadline", False)
-            else:
-                flight.owner.failed(flight, f"{self.why_down} (waited {PATIENCE_S:g} s)", True)
-        for flight in [flight for flight in self._parked if flight.patience <= now]:
-            self._parked.remove(flight)
-            flight.owner.failed(flight, f"{self.why_down} (waited {PATIENCE_S:g} s)", True)
+                self._late(flight, "no answer before the call's deadline", gone=False)
+            elif 0 < flight.patience <= now:
+                self._late(flight, f"{self.why_down} (waited {parking.PATIENCE_S:g} s)", gone=True)
+            elif several:
+                waited = now - flight.sent
+                late = self.hedges.late(flight.drawn, flight.read)
+                if waited > self.hedges.stuck(late) and not flight.moves:
+                    self._late(flight, "no answer", gone=False)
+                elif waited > late and flight.twin is None:
+                    self._hedge(flight, waited)
+        for flight in self._parking.expired(now):
+            flight.owner.failed(flight, f"{self.why_down} (waited {parking.PATIENCE_S:g} s)", True)
         self._sweeping = False
-        if self._parked or any(link.inflight for link in self.links.values()):
+        if self._parking or self.inflight:
             self._sweep_later()
 
-    def _due(self, now: float) -> Iterator[Flight]:
-        """Calls in flight that took too long."""
-        for link in self.links.values():
-            for flight in link.inflight.values():
-                if flight.deadline <= now or 0 < flight.patience <= now:
-                    yield flight
+    def _late(self, flight: Flight, why: str, *, gone: bool) -> None:
+        """A call in flight took too long."""
+        link = flight.link
+        if link is None or flight.number not in link.inflight:  # another's lateness has moved it
+            return
+        link.withdraw(flight)
+        self._erred(link)
+        if not self._elsewhere(flight):
+            flight.owner.failed(flight, why, gone)
 
     async def _watch(self) -> None:
         last = self._loop.time()
@@ -340,24 +354,23 @@ class Replicas:
             await asyncio.sleep(LOOK_S)
             now = self._loop.time()
             late, last = now - last - LOOK_S, now
-            for link in list(self.links.values()):
+            for link in list(self.fleet.links.values()):
                 if late > LATE_S:
                     link.heard = min(link.heard + late, now)
                 self._check(link, now)
+            good = self.fleet.good
+            placement.compare(good, now)
+            for seat, there in placement.misplaced(good, now):
+                self.moves += 1
+                seat.leave_for(there, now)
 
     def _check(self, link: Link, now: float) -> None:
-        quiet = now - link.heard
-        if link.ready:
-            if link.circuit.due(now) or quiet > BEAT_S:
-                link.beat()
-            if quiet > SILENT_S and not link.silent:
-                self._hush(link, now)
+        if link.overdue(now, due=link.circuit.due(now) if link.ready else False):
+            self._hush(link, now)
         if link.draining or link.leaving:
             self._empty(link)
         if link.leaving and not (link.ready and (link.seats or link.inflight)):
-            del self.links[link.address]
-            self._tasks = [task for task in self._tasks if not task.done()]
-            self._tasks.append(asyncio.create_task(link.close(), name=f"close {self.name}"))
+            self.fleet.drop(link)
 
     def _hush(self, link: Link, now: float) -> None:
         """The replica says nothing any more: its calls go on elsewhere, or wait here, or fail."""
@@ -367,30 +380,16 @@ class Replicas:
         self._look(link)
         for flight in list(link.inflight.values()):
             if flight.patient and self._choose(besides=link) is None:
-                flight.patience = now + PATIENCE_S
+                flight.patience = now + parking.PATIENCE_S
             else:
                 link.withdraw(flight)
                 self._strand(flight, "it is silent")
 
     def _empty(self, link: Link) -> None:
         """Free what it holds of sequences that need not stay. Those with a call in flight move at their next."""
-        if self._vital and not any(each.good for each in self.links.values()):
+        if self._vital and not self.fleet.good:
             return
         busy = {flight.seat for flight in link.inflight.values()}
         for seat in [seat for seat in link.seats if seat not in busy]:
             link.release(seat.sequence)
             seat.forget(link)
-
-
-def _load(link: Link) -> tuple[float, float]:
-    """How long a sequence that comes to the replica will wait, in no unit; equals are told apart by chance."""
-    return len(link.seats) + len(link.inflight), random.random()
-
-
-def _state(link: Link) -> str:
-    """Why a replica is not used."""
-    if not link.ready:
-        return link.why_down
-    if link.silent:
-        return "it is silent"
-    return "it is being drained" if link.draining or link.leaving else "it was lost a moment ago"

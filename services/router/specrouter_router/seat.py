@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 class Seat:
     """See the module. ``text`` is the sequence's committed text, which only grows."""
 
-    __slots__ = ("_params", "_text", "holdings", "link", "sequence")
+    __slots__ = ("_params", "_text", "holdings", "left", "link", "moved", "sequence")
 
     def __init__(self, sequence: str, text: Text, params: pb.SequenceParams) -> None:
         self.sequence = sequence
         self.link: Link | None = None  # where its next call goes
+        self.left: Link | None = None  # what it is to be released from before its next call
+        self.moved = 0.0  # loop time when it last left a replica that worked
         self.holdings: dict[Link, Holding] = {}  # of every replica that may hold something of it
         self._text = text
         self._params = params
@@ -44,6 +46,11 @@ class Seat:
         self.link = link
         if link is not None:
             link.seats.add(self)
+
+    def leave_for(self, link: Link, now: float) -> None:
+        """Its next call goes there; the one in flight, if any, is not disturbed."""
+        self.left, self.moved = self.link, now
+        self.move(link)
 
     def forget(self, link: Link) -> None:
         """The replica holds nothing of it any more."""

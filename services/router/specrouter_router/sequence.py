@@ -186,7 +186,8 @@ class Sequence:
         if outcome == pb.OUTCOME_DONE:
             del self._calls[flight.call]
             now = self._now()
-            self._course.answered(level, timing, now - flight.sent, now)
+            if not flight.odd:
+                self._course.answered(level, timing, now - flight.sent, now)
             if level == self._target:
                 self._overloaded_since = None
                 if reply.probes:

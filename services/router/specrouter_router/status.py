@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse, Response
 
 from specrouter_router.adaptive_status import adaptive_body
 from specrouter_router.planner import AdaptivePlanner
+from specrouter_router.replica_status import replica_body
 from specrouter_router.replicas import Replicas
 from specrouter_router.router import Router
 
@@ -72,4 +73,7 @@ def _level(link: Replicas) -> dict[str, Any]:
         "device": info.device if info else "",
         "engine": info.engine if info else "",
         "max_length": info.max_length if info else 0,
+        "moves": link.moves,
+        "hedges": {"sent": link.hedges.sent, "won": link.hedges.won},
+        "replicas": [replica_body(each) for each in link.fleet.links.values()],
     }

