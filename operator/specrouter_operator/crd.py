@@ -7,6 +7,7 @@ string has a bound, without which the API server refuses CEL rules as too costly
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 TARGET = Path("charts/specrouter-crds/templates")
 HEAD = "# Made by `make crds` from operator/specrouter_operator; do not edit.\n"
 MOST_TEXT, MOST_ITEMS = 1024, 64  # bounds of what has none of its own
+COUNTED = re.compile(r"\^\[[^]]+\]\{\d+,(\d+)\}\$")  # a pattern that bounds the length
 DROPPED = frozenset({"title", "additionalProperties", "patternProperties", "propertyNames", "$defs", "description"})
 ENVELOPE = {
     "apiVersion": {"type": "string", "description": "Group and version of the kind."},
@@ -81,7 +83,8 @@ def _plain(schema: Mapping[str, Any], named: Mapping[str, Any], where: str) -> d
 def _parts(out: dict[str, Any], schema: Mapping[str, Any], named: Mapping[str, Any], where: str) -> dict[str, Any]:
     kind = out.get("type")
     if kind == "string" and "enum" not in out and "format" not in out:
-        out.setdefault("maxLength", MOST_TEXT)
+        counted = COUNTED.fullmatch(out.get("pattern", ""))
+        out.setdefault("maxLength", int(counted[1]) if counted else MOST_TEXT)
     elif kind == "array":
         out.setdefault("maxItems", MOST_ITEMS)
         out["items"] = _plain(schema["items"], named, f"{where}[]")

@@ -102,12 +102,25 @@ class Signals(Spec):
     )
 
 
+# Which levels there are is in another object: validation.yaml, beside the definitions, has the rules about both.
+CHAIN_RULES = rules(
+    (
+        "!has(self.chains) || self.chains.all(c, c[size(c) - 1] == self.chains[0][size(self.chains[0]) - 1])",
+        "chains: every chain must end in the same level, the family's target",
+    ),
+    (
+        "!has(self.chains) || self.chains.all(c, c.all(a, c.exists_one(b, b == a)))",
+        "chains: a level can be in a chain once",
+    ),
+)
+
+
 class RoutingPolicySpec(Spec):
     """How the family is used."""
 
     family_ref: FamilyRef
     """The family."""
-    routing: ChainSpec = Field(default_factory=ChainSpec)
+    routing: Annotated[ChainSpec, Field(json_schema_extra=CHAIN_RULES)] = Field(default_factory=ChainSpec)
     """What routers may choose: chains, windows, lookahead, and what each traffic class was promised."""
     objective: Objective = Field(default_factory=Objective)
     """What each level is held to."""

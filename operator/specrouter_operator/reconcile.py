@@ -23,7 +23,7 @@ from specrouter_operator.drain import Drains
 from specrouter_operator.events import Events
 from specrouter_operator.family_types import ModelFamilySpec
 from specrouter_operator.metrics import WRITES
-from specrouter_operator.objects import deployment_name, wanted
+from specrouter_operator.objects import deployment_name, family_file, wanted
 from specrouter_operator.pods import keeps_kv
 from specrouter_operator.policy_types import RoutingPolicySpec
 from specrouter_operator.report import Reporter, family_status, policy_status
@@ -136,7 +136,7 @@ class Reconciler:
         if policies:
             try:
                 policy = RoutingPolicySpec.model_validate(policies[0]["spec"], by_alias=True, by_name=False)
-                misfit = _misfit(spec, policy)
+                misfit = _misfit(owner, spec, policy)
             except ValidationError as error:
                 case.invalid = Finding("Valid", False, "Invalid", _explain("spec", error))
             else:
@@ -276,23 +276,24 @@ class Reconciler:
             self._reporter.write(POLICY, owner, status)
 
 
-def _misfit(spec: ModelFamilySpec, policy: RoutingPolicySpec) -> Finding | None:
-    """What of the policy the family doesn't have; the API server can't see it, since they are two objects."""
+def _misfit(owner: Object, spec: ModelFamilySpec, policy: RoutingPolicySpec) -> Finding | None:
+    """What of the policy the family doesn't have, where the API server let it pass: the family may have changed."""
     names = [level.name for level in spec.levels]
-    named: dict[str, Mapping[str, float]] = {
-        "routing.windows": policy.routing.windows,
-        "weights.pins": policy.weights.pins,
-        "objective.stepMs": policy.objective.step_ms,
-    }
+    pins, steps = policy.weights.pins, policy.objective.step_ms
+    named: dict[str, Mapping[str, float]] = {"weights.pins": pins, "objective.stepMs": steps}
     faults = [
-        f"{field}.{name}: no level has this name (levels: {', '.join(names)})"
+        f"spec.{field}.{name}: no level has this name (levels: {', '.join(names)})"
         for field, entries in named.items()
         for name in entries
         if name not in names
     ]
-    if policy.weights.pins.get(names[-1], 100) == 0:
-        faults.append(f"weights.pins.{names[-1]}: the target is always used, it must be above 0")
-    return Finding("Valid", False, "Misfit", "; ".join(f"spec.{fault}" for fault in faults)) if faults else None
+    if pins.get(names[-1], 100) == 0:
+        faults.append(f"spec.weights.pins.{names[-1]}: the target is always used, it must be above 0")
+    try:
+        family_file(name_of(owner), owner["metadata"]["namespace"], spec, policy.routing)
+    except ValidationError as error:
+        faults.append(_explain("", error).replace("chain.", "spec.routing.", 1))
+    return Finding("Valid", False, "Misfit", "; ".join(faults)) if faults else None
 
 
 def _fresh(decision: Decision | None) -> Finding:
@@ -319,6 +320,7 @@ def _explain(prefix: str, error: ValidationError) -> str:
     """One ``field: what is wrong`` per fault."""
     faults = []
     for fault in error.errors(include_url=False):
-        where = ".".join([prefix, *map(str, fault["loc"])])
-        faults.append(f"{where}: {str(fault['msg']).removeprefix('Value error, ')}")
+        where = ".".join(filter(None, [prefix, *map(str, fault["loc"])]))
+        what = str(fault["msg"]).removeprefix("Value error, ")
+        faults.append(f"{where}: {what}" if where else what)
     return "; ".join(faults)

@@ -72,6 +72,8 @@ def rules(policy: RoutingPolicySpec) -> Rules:
     """The policy, in the controllers' terms."""
     return Rules(
         pins={name: float(value) for name, value in policy.weights.pins.items()},
+        tpot={name: one.tpot_ms / 1000 for name, one in policy.routing.classes.items() if one.tpot_ms is not None},
+        ttft={name: one.ttft_ms / 1000 for name, one in policy.routing.classes.items() if one.ttft_ms is not None},
         error_rate=policy.objective.errors / 100,
         automatic=policy.scaling.mode == "Auto",
         utilisation=policy.objective.utilisation / 100,

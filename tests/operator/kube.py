@@ -33,6 +33,7 @@ from specrouter_operator.settings import Settings
 SOON = 45.0  # seconds; a bound for what takes one or two
 NOWHERE = {"specrouter.dev/nowhere": "true"}  # no node has it, so that no real kubelet touches the pods
 PACE = Pace(relist=20.0, watch=20, lease=6.0, retry=0.3)
+SETTINGS = Settings(otlp_endpoint="http://collector:4317")
 POD = Resource("v1", "Pod", "pods")
 SHOWN = (FAMILY, POLICY, INFERENCE_SERVICE, DEPLOYMENT, SERVICE, BUDGET, CONFIG_MAP)
 RIGHTS = ROOT / "operator" / "manifests" / "rbac.yaml"
@@ -88,11 +89,12 @@ class Place:
         path.write_text(yaml.safe_dump(made))
         return path
 
-    def operator(self, server: str | None = None, *, pace: Pace = PACE, **more: Any) -> Operator:
+    def operator(
+        self, server: str | None = None, *, pace: Pace = PACE, settings: Settings = SETTINGS, **more: Any
+    ) -> Operator:
         """An operator of this namespace, started, with its service account's rights."""
         path = str(self.operator_kubeconfig(server))
         identity = f"test-{uuid.uuid4().hex[:6]}"
-        settings = Settings(otlp_endpoint="http://collector:4317")
         made = Operator(connect(path, self.name), connect(path, self.name), identity, settings, pace=pace, **more)
         made.start()
         self._operators.append(made)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from families import family, level, policy
-from kube import Place, thing
+from kube import Place, thing, until
 
 from specrouter_operator.api import ApiError
 from specrouter_operator.resource import FAMILY, POLICY, Object
@@ -97,6 +97,18 @@ BAD_POLICIES: dict[str, tuple[Object, str]] = {
     "a window above 64": (policy("f", routing={"windows": {"draft": 65}}), "spec.routing.windows.draft"),
     "no lookahead": (policy("f", routing={"lookahead": 0}), "spec.routing.lookahead"),
     "a lookahead above 256": (policy("f", routing={"lookahead": 257}), "spec.routing.lookahead"),
+    "chains of two targets": (
+        policy("f", routing={"chains": [["a", "b"], ["b", "a"]]}),
+        "chains: every chain must end in the same level",
+    ),
+    "a chain that repeats": (
+        policy("f", routing={"chains": [["a", "a", "b"]]}),
+        "chains: a level can be in a chain once",
+    ),
+    "an empty chain": (policy("f", routing={"chains": [[]]}), "spec.routing.chains[0]"),
+    "a promise of no time": (policy("f", routing={"classes": {"chat": {"tpotMs": 0}}}), "classes.chat.tpotMs"),
+    "a priority above 100": (policy("f", routing={"classes": {"chat": {"priority": 101}}}), "classes.chat.priority"),
+    "all wasted": (policy("f", routing={"waste": 1.5}), "spec.routing.waste"),
     "an unknown mode": (policy("f", routing={"mode": "fast"}), "spec.routing.mode"),
     "an unknown way to choose": (policy("f", routing={"policy": "random"}), "spec.routing.policy"),
     "a pin above 100": (policy("f", weights={"pins": {"draft": 101}}), "spec.weights.pins.draft"),
@@ -120,6 +132,20 @@ BAD_POLICIES: dict[str, tuple[Object, str]] = {
     "never stale": (policy("f", signals={"freshnessSeconds": 1}), "spec.signals.freshnessSeconds"),
     "an unknown field": (policy("f", weight={}), 'unknown field "spec.weight"'),
 }
+# Of policies of the family that stands: draft, mid, target.
+MISFITS: dict[str, tuple[Object, str]] = {
+    "a chain without target": (
+        {"routing": {"chains": [["draft", "mid"]]}},
+        "routing.chains: every chain must end in the",
+    ),
+    "a chain of others": (
+        {"routing": {"chains": [["small", "target"]]}},
+        "spec.routing.chains: the levels are draft, mid",
+    ),
+    "a window of another": ({"routing": {"windows": {"small": 3}}}, "spec.routing.windows: the levels are draft, mid"),
+    "a pin of another": ({"weights": {"pins": {"small": 3}}}, "spec.weights.pins: the levels are draft, mid, target"),
+    "the target pinned out": ({"weights": {"pins": {"target": 0}}}, "spec.weights.pins: the target, target, is always"),
+}
 # From a family that stands to one that it can't become.
 BAD_EDITS: dict[str, tuple[Object, str]] = {
     "renamed": (family("first", "mid", "target"), "levels: a name can't be changed"),
@@ -132,14 +158,27 @@ BAD_EDITS: dict[str, tuple[Object, str]] = {
 }
 
 
+MISFIT = policy("stands", weights={"pins": {"small": 3}})
+
+
 @pytest.fixture(scope="module")
 def shared(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """One namespace for all: nothing comes to be in it."""
     made = Place(cluster, tmp_path_factory.mktemp("refusals"))
     made.create("ModelFamily", "stands", family("draft", "mid", "target"))
     made.create("RoutingPolicy", "stands", policy("stands"))
+    # the API server's admission reads families from a cache of its own
+    until("the family is known to it", lambda: _refused(made))
     yield made
     made.close()
+
+
+def _refused(place: Place) -> bool:
+    try:
+        place.api._write("POST", POLICY.path(place.name), {"dryRun": "All"}, thing("RoutingPolicy", "p", MISFIT))
+    except ApiError:
+        return True
+    return False
 
 
 def refusal(place: Place, verb: str, item: Object) -> str:
@@ -168,6 +207,12 @@ def test_a_bad_name_is_refused(shared: Place) -> None:
 def test_bad_policies_are_refused(shared: Place, case: str) -> None:
     spec, named = BAD_POLICIES[case]
     assert named in refusal(shared, "POST", thing("RoutingPolicy", "demo", spec))
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_policies_that_do_not_fit_their_family_are_refused(shared: Place, case: str) -> None:
+    more, named = MISFITS[case]
+    assert named in refusal(shared, "POST", thing("RoutingPolicy", "demo", policy("stands", **more)))
 
 
 @pytest.mark.parametrize("case", BAD_EDITS)
