@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Pick another package index (for example one with CPU builds of torch) with PIP_INDEX_URL or PIP_EXTRA_INDEX_URL.
 STAMP := .venv/.installed
 
-.PHONY: demo up test lint protos crds bench setup lock cluster cluster-down
+.PHONY: demo up test lint protos crds bench setup lock cluster cluster-down chaos
 
 setup: $(STAMP)
 
@@ -37,6 +37,10 @@ protos: $(STAMP)
 # Write the custom resource definitions anew from the operator's types.
 crds: $(STAMP)
 	$(BIN)/python -m specrouter_operator.crd
+
+# Faults on purpose until 2,000 sequences were hit: docs/chaos.md.
+chaos: $(STAMP)
+	$(BIN)/python tests/chaos/run.py --sequences 2000
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/chain.py

@@ -7,7 +7,6 @@ record is an error, so that a new kind of write can't go unseen.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -61,10 +60,6 @@ class Records:
 
     def __init__(self) -> None:
         self._records: dict[str, _Record] = {}
-
-    def copy(self) -> Records:
-        """One that goes another way from here."""
-        return copy.deepcopy(self)
 
     def apply(self, transaction: list[list[bytes]]) -> list[Commit]:
         """Make the changes; returns the records that they touched, as they are then. Raises ValueError."""

@@ -9,11 +9,9 @@ from typing import Literal
 from language import asks
 from proxy import WAYS, Way
 
+from replicated import LEVELS, REPLICAS, ROUTERS
 from sighting import Ask
 
-LEVELS = ("draft", "mid", "target")
-REPLICAS = 2
-ROUTERS = 2
 TRIGGER_S = 0.3  # a fault whose event does not come comes by itself
 
 Kind = Literal[
