@@ -93,6 +93,24 @@ def test_built_in_families_survive_the_way_to_the_router(
     assert load(tmp_path / "family.yaml") == family
 
 
+def test_every_replica_gets_an_address_and_a_process() -> None:
+    text = (
+        "name: f\ntokenizer: bytes\nlevels:\n"
+        '  - {name: draft, engine: stub, address: "a:1", addresses: ["b:2", "a:1"]}\n'
+        '  - {name: target, engine: stub, replicas: 3, addresses: ["c:3"]}\n'
+    )
+    family = parts.addressed(parse(text, "f.yaml"), iter([7, 8]))
+    assert [level.endpoints for level in family.levels] == [
+        ["a:1", "b:2"],
+        ["c:3", "127.0.0.1:7", "127.0.0.1:8"],
+    ]
+    made = parts.level_parts(family, iter(range(9, 14)))
+    assert [part.name for part in made] == ["draft-0", "draft-1", "target-0", "target-1", "target-2"]
+    assert [part.level for part in made] == ["draft"] * 2 + ["target"] * 3
+    with pytest.raises(FamilyError, match=r"levels\.0\.addresses\.0: must be host:port"):
+        parse(text.replace("b:2", "b"), "f.yaml")
+
+
 TORCH = "name: t\ntokenizer: {0}\nlevels: [{{name: target, model: {0}}}]\n"
 
 
