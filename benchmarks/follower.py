@@ -38,15 +38,20 @@ class Follower:
     note: Note
     silence: float = SILENCE_S
     model: str = "test"
+    hosts: tuple[str, str] = ("", "")  # names of gRPC and REST at a gateway
     _channels: list[grpc.aio.Channel] = field(default_factory=list)
     _clients: list[httpx.AsyncClient] = field(default_factory=list)
     _turn: itertools.count[int] = field(default_factory=itertools.count)
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def __aenter__(self) -> Self:
-        self._channels = [await self._stack.enter_async_context(grpc_stream.channel(one)) for one in self.over_grpc]
+        self._channels = [
+            await self._stack.enter_async_context(grpc_stream.channel(one, self.hosts[0])) for one in self.over_grpc
+        ]
         for one in self.over_rest:
-            self._clients.append(await self._stack.enter_async_context(rest_stream.client(one, self.silence)))
+            self._clients.append(
+                await self._stack.enter_async_context(rest_stream.client(one, self.silence, self.hosts[1]))
+            )
         return self
 
     async def __aexit__(self, *_: object) -> None:

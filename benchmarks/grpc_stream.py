@@ -28,9 +28,10 @@ OPTIONS = (
 )
 
 
-def channel(address: str) -> grpc.aio.Channel:
-    """To a router."""
-    return grpc.aio.insecure_channel(address, options=OPTIONS)
+def channel(address: str, host: str = "") -> grpc.aio.Channel:
+    """To a router, or to a gateway that tells routers by ``host``."""
+    named = (("grpc.default_authority", host),) if host else ()
+    return grpc.aio.insecure_channel(address, options=(*OPTIONS, *named))
 
 
 async def once(over: grpc.aio.Channel, router: int, course: Course, note: Note, silence: float, model: str) -> None:

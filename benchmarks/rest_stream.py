@@ -11,10 +11,12 @@ import httpx
 from sighting import Ask, Broke, Course, Ended, Got, Note, Opened
 
 
-def client(address: str, silence: float) -> httpx.AsyncClient:
-    """To a router (host:port)."""
+def client(address: str, silence: float, host: str = "") -> httpx.AsyncClient:
+    """To a router (host:port), or to a gateway that tells routers by ``host``."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
-    return httpx.AsyncClient(base_url=f"http://{address}", timeout=silence, limits=limits, trust_env=False)
+    named = {"Host": host} if host else {}
+    url = f"http://{address}"
+    return httpx.AsyncClient(base_url=url, headers=named, timeout=silence, limits=limits, trust_env=False)
 
 
 async def once(over: httpx.AsyncClient, router: int, course: Course, note: Note, model: str) -> None:

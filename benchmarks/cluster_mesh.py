@@ -1,0 +1,198 @@
+"""A release of the chart on a real cluster, and clients of it through its Gateway.
+
+The cluster is the one that $KUBECONFIG names (then $MESH_GATEWAY is the host:port of its Gateway, and the images are where it finds
+them), else the throwaway one of tests/cluster, built and started here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ROOT / "tests/cluster"
+CHART = ROOT / "charts/specrouter"
+CACHE = Path(os.environ.get("CACHE", Path.home() / ".cache/specrouter-cluster"))
+MODELS = Path.home() / ".cache/specrouter/models"
+VERSION = "0.1.0"
+IMAGES = ("operator", "router", "level")
+BUILD_S, UP_S, DOWN_S = 3600, 600, 120
+GATEWAY_PORT = 16000
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster with KServe and the class of a Gateway. ``gateway``: host:port. ``ours``: it was made here."""
+
+    kubeconfig: Path
+    gateway: str
+    ours: bool
+
+    def run(
+        self, program: str, *arguments: str | Path, check: bool = True, seconds: float = 300, given: str = ""
+    ) -> str:
+        """What kubectl or helm prints. Raises RuntimeError with its errors when it fails."""
+        own = CACHE / "bin" / program
+        command = [str(own) if own.is_file() else program, *map(str, arguments)]
+        environment = os.environ | {"KUBECONFIG": str(self.kubeconfig)}
+        ran = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=seconds, env=environment, input=given
+        )
+        if check and ran.returncode:
+            raise RuntimeError(f"{program} {' '.join(map(str, arguments))}: {ran.stderr.strip()}")
+        return ran.stdout if check else ran.stdout + ran.stderr
+
+    def kubectl(self, *arguments: str | Path, check: bool = True, given: str = "") -> str:
+        """See ``run``."""
+        return self.run("kubectl", *arguments, check=check, given=given)
+
+
+@contextmanager
+def cluster(say: Callable[[str], None] = lambda text: None) -> Iterator[Cluster]:
+    """A cluster for the time being."""
+    given = os.environ.get("KUBECONFIG")
+    if given:
+        yield Cluster(Path(given), os.environ["MESH_GATEWAY"], ours=False)
+        return
+    say("building the cluster's programs, where they are not there")
+    _script("build.sh", BUILD_S)
+    say("building the images, where they are not there")
+    for image in IMAGES:
+        _script("dockerfile.sh", BUILD_S, f"docker.io/specrouter/{image}:{VERSION}", str(ROOT), "--target", image)
+    _script("down.sh", DOWN_S)
+    say("starting the cluster")
+    try:
+        _script("up.sh", UP_S)
+        yield Cluster(CACHE / "run0/admin.kubeconfig", f"10.199.0.1:{GATEWAY_PORT}", ours=True)
+    finally:
+        _script("down.sh", DOWN_S)
+
+
+def _script(name: str, seconds: float, *arguments: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "CLUSTER"}
+    command = ["bash", str(SCRIPTS / name), *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, env=environment)
+    if ran.returncode and name != "down.sh":
+        raise RuntimeError(f"{name}: {ran.stdout[-2000:]}{ran.stderr[-4000:]}")
+
+
+@dataclass
+class Release:
+    """A release of the chart in a namespace where restricted pod security is enforced."""
+
+    cluster: Cluster
+    values: Path
+    namespace: str = "mesh"
+    name: str = "mesh"
+    rest_host: str = "rest.mesh.test"
+    grpc_host: str = "grpc.mesh.test"
+
+    def install(self, *settings: str) -> None:
+        """Without waiting for anything."""
+        self.prepare()
+        self.helm("install", self.name, CHART, "--values", self.values, *settings)
+
+    def prepare(self) -> None:
+        """The namespace, and a volume with the demo models where they are needed."""
+        labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
+        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace, "labels": labels}}
+        self.cluster.kubectl("apply", "-f", "-", given=json.dumps(namespace))
+
+    def uninstall(self) -> str:
+        """What Helm says."""
+        return self.helm("uninstall", self.name, "--wait", "--timeout", "240s")
+
+    def helm(self, verb: str, *arguments: str | Path) -> str:
+        """See Cluster.run."""
+        return self.cluster.run("helm", "--namespace", self.namespace, verb, *arguments)
+
+    def kubectl(self, *arguments: str | Path, check: bool = True, given: str = "") -> str:
+        """See Cluster.run."""
+        return self.cluster.kubectl("--namespace", self.namespace, *arguments, check=check, given=given)
+
+    def get(self, *what: str) -> Object:
+        """An object, or a list."""
+        found: Object = json.loads(self.kubectl("get", *what, "-o", "json"))
+        return found
+
+    def pods(self, selector: str) -> list[str]:
+        """Names of pods that are not ending."""
+        items = self.get("pods", "-l", selector)["items"]
+        return [item["metadata"]["name"] for item in items if "deletionTimestamp" not in item["metadata"]]
+
+    @property
+    def client(self) -> httpx.Client:
+        """REST through the Gateway."""
+        base = f"http://{self.cluster.gateway}"
+        return httpx.Client(base_url=base, headers={"Host": self.rest_host}, timeout=120, trust_env=False)
+
+    def ask(self, prompt: str | Sequence[int], tokens: int, *, family: str = "stub", **body: Any) -> str:
+        """A text by REST. Raises httpx.HTTPError."""
+        full = {"model": family, "prompt": prompt, "max_tokens": tokens} | body
+        with self.client as client:
+            answer = client.post("/v1/completions", json=full)
+            answer.raise_for_status()
+            text: str = answer.json()["choices"][0]["text"]
+            return text
+
+    def statuses(self) -> list[Object]:
+        """/v1/status of every router, asked in its pod's place through the API server."""
+        found = []
+        for pod in self.pods("app.kubernetes.io/component=router"):
+            path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:8000/proxy/v1/status"
+            found.append(json.loads(self.cluster.kubectl("get", "--raw", path)))
+        return found
+
+
+def until(what: Callable[[], object], seconds: float, pause: float = 0.25) -> float:
+    """Seconds until ``what`` is true; errors count as not yet. Raises TimeoutError with the last of them."""
+    begin = time.monotonic()
+    said = ""
+    while time.monotonic() - begin < seconds:
+        try:
+            if what():
+                return time.monotonic() - begin
+            said = ""
+        except (httpx.HTTPError, RuntimeError, KeyError) as error:
+            said = str(error)
+        time.sleep(pause)
+    raise TimeoutError(f"not within {seconds:g} s {said}")
+
+
+def models_volume(release: Release) -> None:
+    """The demo models, from where `specrouter models pull demo` puts them, as the claim ``demo-models``. For a cluster of one node."""
+    volume = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": "demo-models"},
+        "spec": {
+            "capacity": {"storage": "2Gi"},
+            "accessModes": ["ReadOnlyMany"],
+            "storageClassName": "by-hand",
+            "persistentVolumeReclaimPolicy": "Retain",
+            "hostPath": {"path": str(MODELS), "type": "Directory"},
+            "claimRef": {"name": "demo-models", "namespace": release.namespace},
+        },
+    }
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "demo-models"},
+        "spec": {
+            "accessModes": ["ReadOnlyMany"],
+            "storageClassName": "by-hand",
+            "resources": {"requests": {"storage": "2Gi"}},
+        },
+    }
+    release.cluster.kubectl("apply", "-f", "-", given=json.dumps(volume))
+    release.kubectl("apply", "-f", "-", given=json.dumps(claim))
