@@ -33,15 +33,15 @@ async def store(valkey: ValkeyServer) -> AsyncIterator[RedisStore]:
 class Owner:
     """Hears what the store says."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, owner: str = "me", epoch: int = 1) -> None:
         self.said: list[Any] = []
-        self.record = Record(state_pb2.SequenceSpec(sequence=name, prompt=[5]), [], self, "me")
+        self.record = Record(state_pb2.SequenceSpec(sequence=name, prompt=[5]), [], self, owner, epoch=epoch)
 
     def written(self, tokens: int, ended: bool) -> None:
         self.said.append((tokens, ended))
 
     def refused(self, why: str, finish: router_pb2.Finish.ValueType) -> None:
-        self.said.append(why)
+        self.said += [why, finish] if finish else [why]
 
     def commit(self, store: RedisStore, *tokens: int, ended: bool = False) -> None:
         self.record.tokens += tokens
@@ -108,6 +108,86 @@ async def test_an_emptied_redis_is_filled_again(store: RedisStore, valkey: Valke
     await owner.hears((3, False))
     kept = await store.records.read("d")
     assert kept is not None and list(kept.tokens) == [1, 2, 3] and list(kept.spec.prompt) == [5]
+
+
+async def test_a_taken_record_has_one_owner(store: RedisStore) -> None:
+    first = Owner("g")
+    first.commit(store, 1, 2)
+    await first.hears((2, False))
+    assert await store.records.take("g", 1, "she", "you") is None
+    assert await store.records.take("g", 2, "me", "you") is None
+    taken = await store.records.take("g", 1, "me", "you")
+    assert taken is not None and (taken.epoch, taken.owner, taken.round) == (2, "you", 1)
+    first.commit(store, 3)
+    await first.hears("the record is at epoch 2, round 1: another router owns it")
+    first.said.clear()
+    first.commit(store, 4)  # it is told without asking again
+    assert len(first.said) == 1
+    second = Owner("g", "you", 2)
+    second.record.tokens += [1, 2]
+    second.record.round = second.record.kept_round = 1
+    second.record.kept_tokens, second.record.kept_spec = 2, True
+    second.commit(store, 3, ended=True)
+    await second.hears((3, True))
+    kept = await store.records.read("g")
+    assert kept is not None and (list(kept.tokens), kept.owner) == ([1, 2, 3], "")
+    assert await store.records.take("g", 2, "", "me") is None, "it has ended"
+
+
+async def test_a_redis_that_forgot_a_take_over_is_put_right(store: RedisStore, valkey: ValkeyServer) -> None:
+    """The newer owner's whole record replaces the older one's; then the older owner is refused."""
+    first = Owner("h")
+    first.commit(store, 1)
+    await first.hears((1, False))
+    second = Owner("h", "you", 2)
+    second.record.tokens += [1, 2, 3]
+    second.record.round = second.record.kept_round = 5
+    second.record.kept_tokens, second.record.kept_spec = 3, True
+    second.commit(store, 4)
+    await second.hears((4, False))
+    first.commit(store, 2)
+    await first.hears("the record is at epoch 2, round 6: another router owns it")
+    kept = await store.records.read("h")
+    assert kept is not None and (list(kept.tokens), kept.epoch, kept.owner) == ([1, 2, 3, 4], 2, "you")
+    third = Owner("h", "she", 2)  # it took the older record, of the same epoch as the second's
+    third.record.tokens += [1]
+    third.record.kept_round, third.record.kept_tokens = 1, 1
+    third.commit(store, 2)
+    await third.hears("the record is at epoch 2, round 6: another router owns it")
+    assert unpack(valkey.client().get("specrouter:{h}:tokens")) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("part", ["state", "tokens", "spec"])
+async def test_a_part_that_was_evicted_is_written_again(store: RedisStore, valkey: ValkeyServer, part: str) -> None:
+    owner = Owner(f"i{part}")
+    owner.commit(store, 1, 2)
+    await owner.hears((2, False))
+    valkey.client().delete(f"specrouter:{{i{part}}}:{part}")
+    owner.commit(store, 3)
+    await owner.hears((3, False))
+    owner.commit(store, 4)
+    await owner.hears((4, False))
+    kept = await store.records.read(f"i{part}")
+    assert kept is not None and list(kept.tokens) == [1, 2, 3, 4] and list(kept.spec.prompt) == [5]
+
+
+async def test_what_is_freed_can_be_taken_and_who_ended_it_is_told(store: RedisStore) -> None:
+    owner = Owner("j")
+    owner.commit(store, 1)
+    await owner.hears((1, False))
+    owner.record.ended = True
+    owner.record.round += 1
+    store.write(owner.record)
+    await owner.hears((1, True))
+    freed = await store.records.read("j")
+    assert freed is not None and (freed.owner, freed.finish) == ("", 0)
+    assert await store.records.take("j", 1, "", "you") is not None
+    other = Owner("k")
+    other.commit(store, 1)
+    await other.hears((1, False))
+    assert await store.records.end("k", router_pb2.FINISH_CANCELLED)
+    other.commit(store, 2)
+    await other.hears(router_pb2.FINISH_CANCELLED)
 
 
 async def test_a_broken_record_is_an_error_not_a_crash(store: RedisStore, valkey: ValkeyServer) -> None:

@@ -17,6 +17,7 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 from specrouter_router.redis_url import RedisUrl
 
 SOCKET_S = 1.0  # for one answer of Redis; a stream may stall so long when it is lost
+EXCHANGE_S = 3.0  # for all answers of a batch
 AT_ONCE = 8  # batches on their way at most, of all that share the pool
 
 Command = tuple[Any, ...]
@@ -51,7 +52,8 @@ class PoolWire:
         for command in commands:
             pipe.execute_command(*command)
         try:
-            results: list[Any] = await pipe.execute(raise_on_error=False)
+            async with asyncio.timeout(EXCHANGE_S):
+                results: list[Any] = await pipe.execute(raise_on_error=False)
         except RedisClusterException as error:
             raise RedisConnectionError(str(error)) from error
         for result in results:  # of a cluster, a node's loss is told by its commands' results
@@ -71,13 +73,14 @@ class OwnWire:
         connection = self._connection
         results: list[Any] = []
         try:
-            await connection.connect()  # does nothing while it is connected
-            await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            for _ in commands:
-                try:
-                    results.append(await connection.read_response())
-                except ResponseError as error:
-                    results.append(error)
+            async with asyncio.timeout(EXCHANGE_S):
+                await connection.connect()  # does nothing while it is connected
+                await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                for _ in commands:
+                    try:
+                        results.append(await connection.read_response())
+                    except ResponseError as error:
+                        results.append(error)
         except BaseException:  # answers may be on their way: they must not be taken for the next ones
             await connection.disconnect(nowait=True)
             raise
