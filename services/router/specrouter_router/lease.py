@@ -111,14 +111,17 @@ class Lease:
             try:
                 async with asyncio.timeout(LEASE_S):
                     lapsed = await self._renew()
+                self._on_renewal(lapsed)
             except (StoreError, TimeoutError):  # the store tells people
+                self._steady_since = None
+            except Exception:  # whatever happens, the lease must be renewed again
+                log.exception("router %s: renewing the lease failed", self.id)
                 self._steady_since = None
             else:
                 if self._steady_since is None:
                     self._steady_since = time.monotonic()
                 if lapsed:
                     log.warning("router %s: the lease had run out; looking whose its sequences are", self.id)
-                self._on_renewal(lapsed)
             await asyncio.sleep(RENEW_S)
 
     async def _renew(self) -> bool:

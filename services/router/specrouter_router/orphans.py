@@ -62,8 +62,12 @@ class Sweeper:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S * random.uniform(0.75, 1.25))
-            with suppress(StoreError):  # the store tells people
+            try:
                 await self._sweep()
+            except StoreError:
+                continue  # the store tells people
+            except Exception:  # whatever happens, the next sweep must come
+                log.exception("sweeping failed")
 
     async def _sweep(self) -> None:
         routers = await self._lease.routers()
