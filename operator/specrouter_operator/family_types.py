@@ -162,29 +162,31 @@ class Level(LevelSettings):
 
 
 TARGET = "self[size(self) - 1]"
-LEVEL_RULES = rules(
-    ("self.all(a, self.exists_one(b, b.name == a.name))", "levels: names must be unique"),
+_LEVEL_RULES = (
+    ("self.all(a, self.exists_one(b, b.name == a.name))", "names must be unique"),
     (
         "oldSelf.all(o, self.exists(n, n.name == o.name)) || self.all(n, oldSelf.exists(o, o.name == n.name))",
-        "levels: a name can't be changed; add the new level first and remove the old one afterwards",
+        "a name can't be changed; add the new level first and remove the old one afterwards",
     ),
     (
         f"{TARGET}.name == oldSelf[size(oldSelf) - 1].name",
-        "levels: the target (the last level) is the family's identity and can't be another level; make a new family",
+        "the target (the last level) is the family's identity and can't be another level; make a new family",
     ),
-    (f"{TARGET}.engine != 'ngram'", "levels: the last level is the target; engine ngram has no text of its own"),
-    (f"{TARGET}.weight > 0.0", "levels: weight of the target (the last level) must be above 0"),
+    (f"{TARGET}.engine != 'ngram'", "the last level is the target; engine ngram has no text of its own"),
+    (f"{TARGET}.weight > 0.0", "weight of the target (the last level) must be above 0"),
     (
         f"!has({TARGET}.agreement) || {TARGET}.agreement == 1.0",
-        "levels: agreement of the target (the last level) must be left out, it agrees with itself",
+        "agreement of the target (the last level) must be left out, it agrees with itself",
     ),
-    (f"{TARGET}.replicas.min >= 1", "levels: replicas.min of the target (the last level) must be at least 1"),
+    (f"{TARGET}.replicas.min >= 1", "replicas.min of the target (the last level) must be at least 1"),
     (
         f"self.all(l, l.engine != 'stub' || {TARGET}.engine == 'stub') && "
         f"({TARGET}.engine != 'stub' || self.all(l, l.engine != 'torch'))",
-        "levels: engine stub and engine torch don't share a vocabulary, and can't be in one family",
+        "engine stub and engine torch don't share a vocabulary, and can't be in one family",
     ),
 )
+# that there is a level at all is said by the list's own bound
+LEVEL_RULES = rules(*((f"size(self) == 0 || ({rule})", f"levels: {message}") for rule, message in _LEVEL_RULES))
 
 
 class ModelFamilySpec(Spec):

@@ -18,6 +18,7 @@ from specrouter_operator.queue import WorkQueue
 from specrouter_operator.reconcile import NoPublisher, Publisher, Reconciler
 from specrouter_operator.settings import Settings
 from specrouter_operator.signals import NEVER, LevelSignal, RouterSignal, Signals
+from specrouter_operator.traces import TRACER
 from specrouter_operator.world import RetryError, World
 
 log = logging.getLogger(__name__)
@@ -130,7 +131,8 @@ class Operator:
         begun, failed, outcome = time.perf_counter(), True, "retry"
         after: float | None = None
         try:
-            after = self._reconciler.reconcile(family)
+            with TRACER.start_as_current_span("reconcile", attributes={"specrouter.family": family}):
+                after = self._reconciler.reconcile(family)
             failed, outcome = False, "ok"
         except ApiError as error:
             after = error.retry_after

@@ -257,7 +257,8 @@ class Reconciler:
             self._world.api.merge(DEPLOYMENT, name, {"spec": {"replicas": want}}, "scale")
             WRITES.labels("Scale").inc()
             self._scaled[name] = (version, want)
-            why = decision.replica_reasons[level.name] if decision is not None else "the family's bounds"
+            decided = decision is not None and decision.replicas[level.name] == want
+            why = decision.replica_reasons[level.name] if decision is not None and decided else "the family's bounds"
             self._events.tell(case.owner, "Scaled", f"{level.name}: {have} to {want} replicas: {why}")
 
     def _report_policies(

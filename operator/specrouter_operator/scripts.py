@@ -15,7 +15,7 @@ import typer
 from kubernetes import config
 from prometheus_client import REGISTRY
 
-from specrouter_operator import explain, removal
+from specrouter_operator import explain, removal, traces
 from specrouter_operator.api import ApiError, connect
 from specrouter_operator.health import Health
 from specrouter_operator.operator import Operator, Pace
@@ -61,6 +61,7 @@ def run(  # noqa: PLR0913  # the command line's options
 ) -> None:
     """Run the operator for the families of one namespace."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    traces.export()
     where = namespace or _own_namespace()
     try:
         api, lease_api = connect(kubeconfig, where), connect(kubeconfig, where)

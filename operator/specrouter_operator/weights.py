@@ -7,12 +7,13 @@ A level's *excess* is the worst of four ratios, measured over allowed; 1 is just
     utilisation  of what the level carries, over 1
     errors       share of failed calls over the policy's
 
-The weight wanted is 100 up to an excess of 1, 0 from 3 on, and a line between. The weight follows with damping, down
-faster than up. A level at 0 is *out*: it returns only after its excess was under 0.9 for a while (hysteresis), which
-can be seen since routers go on judging levels that no chain uses: a few calls a minute, enough for its step times. A
-level that nobody measures any more is tried again after a while that doubles from failure to failure.
-What is published moves in steps of at least 10, so that noise is not news. The target's weight is always 100: its
-text is the text, and it is always used.
+The excess is smoothed, lightly where it jumps. The weight wanted is 100 up to an excess of 1, 0 from 3 on, and a line
+between. The weight follows with damping, down faster than up, and with slack: between health and being out it moves
+only as far as to come within 20 of what is wanted, so that noise moves it a few times at most and then leaves it. A
+level at 0 is *out*: it returns only after its excess was under 0.9 for a while, which can be seen since routers go on
+judging levels that no chain uses: a few calls a minute, enough for its step times. A level that nobody measures any
+more is tried again after a while that doubles from failure to failure. What is published moves in steps of at least
+10. The target's weight is always 100: its text is the text, and it is always used.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ FULL = 100.0
 OUT_AT, BACK_AT = 3.0, 0.9  # excess
 MEDIAN_SLACK, TAIL_SLACK = 1.5, 3.0  # of a step over its calibration
 QUEUE_STEPS = 2.5
+SMOOTH, QUICK = 0.5, 0.8  # weight of a new excess (as a logarithm); where it differs by JUMP
+JUMP = 1.6
+SLACK = 20.0  # between what is wanted and the weight
 FALL, RISE = 0.7, 0.3  # share of the way to what is wanted that one step goes
 SNAP = 12.0  # this near to 0 or 100, it is 0 or 100
 NEWS = 10.0  # least change that is published
@@ -45,6 +49,7 @@ class LevelMemory:
 
     weight: float = FULL  # before rounding
     published: int = 100
+    smoothed: float | None = None  # logarithm of the excess
     healthy_since: float | None = None  # while it is out
     measured: float | None = None  # when its steps were last seen
     retry: float = RETRY
@@ -120,7 +125,7 @@ def _steer(
         return _unmeasured(known, now)
     known.measured = now
     if due:
-        _move(known, found.value, now)
+        _move(known, _smooth(known, found.value), now)
     if known.published == 0 and found.value < OUT_AT:
         return f"out until it has been healthy for {HOLD:g} s: {found.reason}"
     return found.reason
@@ -138,6 +143,16 @@ def _unmeasured(known: LevelMemory, now: float) -> str:
     return "out, waiting for a measurement"
 
 
+def _smooth(known: LevelMemory, excess: float) -> float:
+    """The excess without most of its noise."""
+    new = math.log(max(excess, 1e-3))
+    if known.smoothed is None:
+        known.smoothed = new
+    quick = abs(new - known.smoothed) > math.log(JUMP)
+    known.smoothed += (QUICK if quick else SMOOTH) * (new - known.smoothed)
+    return math.exp(known.smoothed)
+
+
 def _move(known: LevelMemory, excess: float, now: float) -> None:
     """One damped step, with the hysteresis of a level that is out."""
     if known.weight == 0:
@@ -148,14 +163,16 @@ def _move(known: LevelMemory, excess: float, now: float) -> None:
         if now - known.healthy_since < HOLD:
             return
     wanted = wanted_at(excess)
+    if BACK_AT < excess < OUT_AT:
+        wanted = min(max(known.weight, wanted - SLACK), wanted + SLACK, FULL)
     known.weight += (FALL if wanted < known.weight else RISE) * (wanted - known.weight)
-    if wanted == 0 and known.weight < SNAP:
+    if excess >= OUT_AT and known.weight < SNAP:
         known.weight = 0.0
         known.healthy_since = None
-    elif wanted == FULL and known.weight > FULL - SNAP:
+    elif excess <= BACK_AT and known.weight > FULL - SNAP:
         known.weight = FULL
         known.retry = RETRY
-    if abs(known.weight - known.published) >= NEWS or (known.weight in (0.0, FULL)):
+    if abs(known.weight - known.published) >= NEWS or known.weight in (0.0, FULL):
         known.published = round(known.weight)
 
 

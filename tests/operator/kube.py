@@ -40,7 +40,7 @@ RIGHTS = ROOT / "operator" / "manifests" / "rbac.yaml"
 _numbers = itertools.count()
 
 
-def until(what: str, holds: Callable[[], Any], seconds: float = SOON) -> Any:
+def until(what: str, holds: Callable[[], Any], seconds: float = SOON, every: float = 0.05) -> Any:
     """The first true answer of ``holds``. Fails with ``what`` when it takes too long."""
     end = time.monotonic() + seconds
     while True:
@@ -48,7 +48,7 @@ def until(what: str, holds: Callable[[], Any], seconds: float = SOON) -> Any:
         if answer:
             return answer
         assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 class Place:
@@ -90,12 +90,21 @@ class Place:
         return path
 
     def operator(
-        self, server: str | None = None, *, pace: Pace = PACE, settings: Settings = SETTINGS, **more: Any
+        self,
+        server: str | None = None,
+        *,
+        pace: Pace = PACE,
+        settings: Settings = SETTINGS,
+        leads: bool = False,
+        **more: Any,
     ) -> Operator:
-        """An operator of this namespace, started, with its service account's rights."""
+        """An operator of this namespace, started, with its service account's rights. ``leads``: whoever has the lease."""
         path = str(self.operator_kubeconfig(server))
         identity = f"test-{uuid.uuid4().hex[:6]}"
         made = Operator(connect(path, self.name), connect(path, self.name), identity, settings, pace=pace, **more)
+        if leads:
+            made.lease.held = lambda: True  # type: ignore[method-assign]
+            made._world.api.may_write = lambda: True
         made.start()
         self._operators.append(made)
         return made
@@ -160,13 +169,15 @@ class Place:
         last: list[Any] = [None, 0.0]
 
         def stable() -> dict[str, Object] | None:
+            if not all(is_ready(item) for resource in (FAMILY, POLICY) for item in self.all(resource)):
+                last[0] = None
+                return None
             now, dump = time.monotonic(), self.dump()
-            items = [item for resource in (FAMILY, POLICY) for item in self.all(resource)]
-            if dump != last[0] or not all(map(is_ready, items)):
+            if dump != last[0]:
                 last[:] = [dump, now]
             return dump if now - last[1] > 0.6 else None
 
-        found: dict[str, Object] = until("the namespace settled", stable, seconds)
+        found: dict[str, Object] = until("the namespace settled", stable, seconds, every=0.3)
         return found
 
 
@@ -247,10 +258,9 @@ class Kubelet:
 
     def _waiting(self) -> Iterator[Object]:
         path = "/api/v1/pods"
-        query = {"labelSelector": "specrouter.dev/family"}
+        query = {"labelSelector": "specrouter.dev/family", "fieldSelector": "status.phase=Pending"}
         for pod in self._api._ask("GET", path, query)["items"]:
-            conditions = {one["type"]: one["status"] for one in pod["status"].get("conditions", [])}
-            if conditions.get("Ready") != "True" and not pod["metadata"].get("deletionTimestamp"):
+            if not pod["metadata"].get("deletionTimestamp"):
                 yield pod
 
     def _ready(self, pod: Object) -> None:
