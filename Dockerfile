@@ -22,32 +22,38 @@ COPY services /src/services
 COPY operator /src/operator
 RUN cd /src && SOURCE_DATE_EPOCH=315532800 /tools/bin/python -m hatchling build -t wheel -d /wheel
 
-# What each image has, under /app: a virtual environment without pip, with a list of what is in it.
-FROM tools AS router-app
+# What each image has, under /app: a virtual environment without pip. What is not ours, and changes seldom, is a layer of its own.
+FROM tools AS router-packages
 COPY requirements/router.lock /src/requirements/
-RUN python3 -m venv --without-pip /app && \
-    python3 -m pip --python /app/bin/python install -q --no-compile --require-hashes -r /src/requirements/router.lock
-COPY images/finish.sh /src/images/
-COPY --from=wheel /wheel /wheel
-RUN sh /src/images/finish.sh specrouter-router
+COPY images/packages.sh /src/images/
+RUN sh /src/images/packages.sh /src/requirements/router.lock
 
-FROM tools AS operator-app
+FROM tools AS operator-packages
 COPY requirements/operator.lock /src/requirements/
-RUN python3 -m venv --without-pip /app && \
-    python3 -m pip --python /app/bin/python install -q --no-compile --require-hashes -r /src/requirements/operator.lock
-COPY images/finish.sh /src/images/
-COPY --from=wheel /wheel /wheel
-RUN sh /src/images/finish.sh specrouter-operator
+COPY images/packages.sh /src/images/
+RUN sh /src/images/packages.sh /src/requirements/operator.lock
 
-FROM tools AS level-app
+FROM tools AS level-packages
 # cpu or cuda: whether the image carries NVIDIA's libraries, 3 GB.
 ARG ACCELERATOR=cpu
 COPY requirements/level.lock /src/requirements/
-COPY images/level.sh images/hollow_cuda.py /src/images/
+COPY images/packages.sh images/level.sh images/hollow_cuda.py /src/images/
 RUN sh /src/images/level.sh ${ACCELERATOR}
-COPY images/finish.sh /src/images/
+
+FROM router-packages AS router-own
+COPY images/own.sh /src/images/
 COPY --from=wheel /wheel /wheel
-RUN sh /src/images/finish.sh specrouter-level
+RUN sh /src/images/own.sh specrouter-router
+
+FROM operator-packages AS operator-own
+COPY images/own.sh /src/images/
+COPY --from=wheel /wheel /wheel
+RUN sh /src/images/own.sh specrouter-operator
+
+FROM level-packages AS level-own
+COPY images/own.sh /src/images/
+COPY --from=wheel /wheel /wheel
+RUN sh /src/images/own.sh specrouter-level
 
 FROM ${BASE} AS run
 ARG VERSION=0.1.0
@@ -61,14 +67,16 @@ WORKDIR /
 FROM run AS router
 LABEL org.opencontainers.image.title="specrouter-router" \
       org.opencontainers.image.description="Drives a family of language models as one: REST and gRPC"
-COPY --from=router-app /app /app
+COPY --from=router-packages /app /app
+COPY --from=router-own /own /app
 EXPOSE 8000 8001
 ENTRYPOINT ["specrouter-router"]
 
 FROM run AS operator
 LABEL org.opencontainers.image.title="specrouter-operator" \
       org.opencontainers.image.description="Keeps families of levels, their replicas and weights"
-COPY --from=operator-app /app /app
+COPY --from=operator-packages /app /app
+COPY --from=operator-own /own /app
 ENTRYPOINT ["specrouter-operator"]
 
 FROM run AS level
@@ -76,6 +84,7 @@ LABEL org.opencontainers.image.title="specrouter-level" \
       org.opencontainers.image.description="One level of a family: a model behind LevelService"
 # For NVIDIA's container toolkit, where the node has one.
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility
-COPY --from=level-app /app /app
+COPY --from=level-packages /app /app
+COPY --from=level-own /own /app
 EXPOSE 8080 9000
 ENTRYPOINT ["specrouter-level"]

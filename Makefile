@@ -3,7 +3,7 @@ BIN := .venv/bin
 # Pick another package index (for example one with CPU builds of torch) with PIP_INDEX_URL or PIP_EXTRA_INDEX_URL.
 STAMP := .venv/.installed
 
-.PHONY: demo up test lint protos crds bench setup lock cluster cluster-down chaos
+.PHONY: demo up test lint protos crds bench setup lock cluster cluster-down test-cluster chaos
 
 setup: $(STAMP)
 
@@ -22,7 +22,11 @@ up: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/specrouter models pull demo
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/cluster
+
+# The chart on a real cluster: the one that $KUBECONFIG names (with $MESH_GATEWAY, host:port of its Gateway), else a throwaway one.
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest tests/cluster
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -30,13 +34,15 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	PATH=$(CURDIR)/$(BIN):$$PATH protos/generate.sh --check
 	$(BIN)/python -m specrouter_operator.crd --check
+	$(BIN)/python charts/document.py --check
 
 protos: $(STAMP)
 	PATH=$(CURDIR)/$(BIN):$$PATH protos/generate.sh
 
-# Write the custom resource definitions anew from the operator's types.
+# Write the custom resource definitions anew from the operator's types, and the chart's schema and page from them and its values.
 crds: $(STAMP)
 	$(BIN)/python -m specrouter_operator.crd
+	$(BIN)/python charts/document.py
 
 # Faults on purpose until 2,000 sequences were hit: docs/chaos.md.
 chaos: $(STAMP)
@@ -58,6 +64,9 @@ lock:
 # A throwaway one-node cluster: see tests/cluster/README.md.
 cluster:
 	tests/cluster/build.sh
+	for image in operator router level; do \
+	  tests/cluster/dockerfile.sh docker.io/specrouter/$$image:0.1.0 . --target $$image || exit 1; \
+	done
 	tests/cluster/up.sh
 
 cluster-down:

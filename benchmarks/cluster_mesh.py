@@ -1,7 +1,7 @@
 """A release of the chart on a real cluster, and clients of it through its Gateway.
 
-The cluster is the one that $KUBECONFIG names (then $MESH_GATEWAY is the host:port of its Gateway, and the images are where it finds
-them), else the throwaway one of tests/cluster, built and started here.
+The cluster is the one that $KUBECONFIG names (then $MESH_GATEWAY is the host:port of its Gateway, and the images are
+where it finds them), else the throwaway one of tests/cluster, built and started here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CACHE = Path(os.environ.get("CACHE", Path.home() / ".cache/specrouter-cluster"))
 MODELS = Path.home() / ".cache/specrouter/models"
 VERSION = "0.1.0"
 IMAGES = ("operator", "router", "level")
-BUILD_S, UP_S, DOWN_S = 3600, 600, 120
+SCRIPT_S = 3600
 GATEWAY_PORT = 16000
 Object = dict[str, Any]
 
@@ -59,29 +59,46 @@ class Cluster:
 
 @contextmanager
 def cluster(say: Callable[[str], None] = lambda text: None) -> Iterator[Cluster]:
-    """A cluster for the time being."""
+    """A whole cluster for the time being."""
     given = os.environ.get("KUBECONFIG")
     if given:
         yield Cluster(Path(given), os.environ["MESH_GATEWAY"], ours=False)
         return
     say("building the cluster's programs, where they are not there")
-    _script("build.sh", BUILD_S)
+    _script("build.sh")
     say("building the images, where they are not there")
     for image in IMAGES:
-        _script("dockerfile.sh", BUILD_S, f"docker.io/specrouter/{image}:{VERSION}", str(ROOT), "--target", image)
-    _script("down.sh", DOWN_S)
+        _script("dockerfile.sh", f"docker.io/specrouter/{image}:{VERSION}", str(ROOT), "--target", image)
+    _script("down.sh")
     say("starting the cluster")
     try:
-        _script("up.sh", UP_S)
+        _script("up.sh")
         yield Cluster(CACHE / "run0/admin.kubeconfig", f"10.199.0.1:{GATEWAY_PORT}", ours=True)
     finally:
-        _script("down.sh", DOWN_S)
+        _script("down.sh")
 
 
-def _script(name: str, seconds: float, *arguments: str) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "CLUSTER"}
+@contextmanager
+def control_plane(number: int) -> Iterator[Cluster]:
+    """An API server and its controllers, with the Gateway API's definitions: nothing runs on it. ``number``: 1 to 9, so
+    that it can stand beside others."""
+    given = os.environ.get("KUBECONFIG")
+    if given:
+        yield Cluster(Path(given), "", ours=False)
+        return
+    _script("build.sh", "deps", "k8s", "etcd", "gateway", number=number)
+    _script("down.sh", number=number)
+    try:
+        _script("up.sh", "control", "gateway", number=number)
+        yield Cluster(CACHE / f"run{number}/admin.kubeconfig", "", ours=True)
+    finally:
+        _script("down.sh", number=number)
+
+
+def _script(name: str, *arguments: str, number: int = 0) -> None:
     command = ["bash", str(SCRIPTS / name), *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, env=environment)
+    environment = os.environ | {"CLUSTER": str(number)}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SCRIPT_S, env=environment)
     if ran.returncode and name != "down.sh":
         raise RuntimeError(f"{name}: {ran.stdout[-2000:]}{ran.stderr[-4000:]}")
 
@@ -145,13 +162,33 @@ class Release:
             text: str = answer.json()["choices"][0]["text"]
             return text
 
-    def statuses(self) -> list[Object]:
-        """/v1/status of every router, asked in its pod's place through the API server."""
+    def routers(self, path: str) -> list[str]:
+        """What each router answers to this path, asked through the API server."""
         found = []
         for pod in self.pods("app.kubernetes.io/component=router"):
-            path = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:8000/proxy/v1/status"
-            found.append(json.loads(self.cluster.kubectl("get", "--raw", path)))
+            where = f"/api/v1/namespaces/{self.namespace}/pods/{pod}:8000/proxy{path}"
+            found.append(self.cluster.kubectl("get", "--raw", where))
         return found
+
+    def statuses(self) -> list[Object]:
+        """/v1/status of each router."""
+        return [json.loads(text) for text in self.routers("/v1/status")]
+
+    def weights(self, level: str) -> list[float]:
+        """The weight of a level that each router has in force."""
+        begin = f'specrouter_weight{{level="{level}"}} '
+        lines = [line for text in self.routers("/metrics") for line in text.splitlines()]
+        return [float(line.removeprefix(begin)) for line in lines if line.startswith(begin)]
+
+    def settled(self) -> bool:
+        """Whether all pods are the wanted ones, and ready."""
+        for found in self.get("deployments,statefulsets")["items"]:
+            status, spec = found["status"], found["spec"]
+            current = status.get("observedGeneration", 0) >= found["metadata"]["generation"]
+            counts = {status.get(key, 0) for key in ("replicas", "readyReplicas", "updatedReplicas")}
+            if not current or counts != {spec["replicas"]}:
+                return False
+        return True
 
 
 def until(what: Callable[[], object], seconds: float, pause: float = 0.25) -> float:
@@ -170,7 +207,7 @@ def until(what: Callable[[], object], seconds: float, pause: float = 0.25) -> fl
 
 
 def models_volume(release: Release) -> None:
-    """The demo models, from where `specrouter models pull demo` puts them, as the claim ``demo-models``. For a cluster of one node."""
+    """The demo models, from where `specrouter models pull demo` puts them, as the claim ``demo-models``; one node."""
     volume = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",

@@ -15,8 +15,7 @@ P
     lock=/tmp/level.lock ;;
   *) echo "ACCELERATOR: cpu or cuda, not $1" >&2; exit 2 ;;
 esac
-python3 -m venv --without-pip /app
-python3 -m pip --python /app/bin/python install -q --no-compile --no-deps --require-hashes -r "$lock"
+sh /src/images/packages.sh "$lock"
 site="$(/app/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 if [ "$1" = cpu ]; then /tools/bin/python /src/images/hollow_cuda.py "$site"; fi
 # For building extensions and testing torch itself; levels do neither.

@@ -157,7 +157,11 @@ class Kind:
         return {
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
-            "metadata": {"name": f"{self.plural}.{GROUP}", "labels": {"app.kubernetes.io/part-of": "specrouter"}},
+            "metadata": {
+                "name": f"{self.plural}.{GROUP}",
+                "labels": {"app.kubernetes.io/part-of": "specrouter"},
+                "annotations": {"helm.sh/resource-policy": "keep"},  # families outlive a release of the definitions
+            },
             "spec": {"group": GROUP, "scope": "Namespaced", "names": names, "versions": [version]},
         }
 
