@@ -98,7 +98,7 @@ class Place:
         leads: bool = False,
         **more: Any,
     ) -> Operator:
-        """An operator of this namespace, started, with its service account's rights. ``leads``: whoever has the lease."""
+        """An operator of this namespace, started, with its own rights. ``leads``: whoever has the lease."""
         path = str(self.operator_kubeconfig(server))
         identity = f"test-{uuid.uuid4().hex[:6]}"
         made = Operator(connect(path, self.name), connect(path, self.name), identity, settings, pace=pace, **more)

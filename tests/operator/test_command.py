@@ -74,6 +74,10 @@ def test_explain_policy(place: Place) -> None:
     assert ran.returncode == 0, ran.stderr
     assert re.search(r"draft +40 +pinned +1 +1 +1 to 1", ran.stdout)
     assert "pinned by the policy" in ran.stdout and re.search(r"SignalsFresh +False +Stale", ran.stdout)
+    again = ["explain-policy", "demo", f"--namespace={place.name}", f"--kubeconfig={place.kubeconfig}"]
+    code = "from specrouter_local.scripts import main; main()"
+    same = subprocess.run([sys.executable, "-c", code, *again], capture_output=True, text=True, timeout=60, check=False)
+    assert same.stdout.splitlines()[:4] == ran.stdout.splitlines()[:4]
     ran = explain(place, "none")
     assert ran.returncode == 2 and "there is no RoutingPolicy 'none'" in ran.stderr and "Traceback" not in ran.stderr
 

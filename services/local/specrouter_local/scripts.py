@@ -241,6 +241,21 @@ def plan(
         advice.show(console, plans)
 
 
+@app.command("explain-policy")
+def explain_policy(
+    name: Annotated[str, typer.Argument(help="The RoutingPolicy in the cluster.")],
+    *,
+    namespace: Annotated[str, typer.Option("--namespace", "-n", help="Its namespace.")] = "default",
+    kubeconfig: Annotated[str | None, typer.Option("--kubeconfig", help="Default: as kubectl has it.")] = None,
+) -> None:
+    """Say what a policy in a cluster came to, and why: weights, replicas, conditions."""
+    try:
+        from specrouter_operator import scripts as operator  # noqa: PLC0415  # only where its extra is installed
+    except ImportError as error:
+        raise UserError(f"this needs the operator's packages: pip install 'specrouter[operator]' ({error})") from error
+    operator.explain_policy(name, namespace=namespace, kubeconfig=kubeconfig)
+
+
 def _levels(chain: str) -> tuple[str, ...]:
     return tuple(level.strip() for level in chain.split(",") if level.strip())
 
