@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import writer_run
 from redis import Redis
 from remembering import Remembering
 from small_models import save
@@ -408,6 +410,37 @@ async def test_random_texts_calls_and_releases_never_meet_a_wrong_memory(redis: 
     assert restored > 20 * BLOCK, [level.checkpoints.counts for level in levels]
     for level in levels:
         await level.close()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_a_writer_that_is_killed_leaves_whole_blocks(seed: int, redis: Redis) -> None:
+    """At a random moment of writing 1.5 MB a block; every block that is there is right, and counted."""
+    rng = random.Random(seed)
+    child = subprocess.Popen([sys.executable, str(Path(__file__).with_name("writer_run.py")), url(redis), str(seed)])
+    try:
+        for _ in range(1000):
+            if len(blobs(redis)) >= 8:
+                break
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.03))
+    finally:
+        child.kill()
+        child.wait()
+    _, checkpoints = writer_run.made(url(redis))
+    places = {}
+    for number in range(250):
+        names = checkpoints._namer.names(writer_run.text(seed, number), writer_run.BLOCKS * BLOCK)
+        places |= {(PREFIX + name).encode(): (name, i * BLOCK) for i, name in enumerate(names)}
+    found = blobs(redis)
+    assert 8 <= len(found) <= 21
+    for key in found:
+        data = redis.get(key)
+        assert data is not None
+        checkpoints._framing.read(data, *places[key])  # raises when in doubt
+        assert redis.ttl(key) > 0
+    index = next(key for key in redis.keys(PREFIX + "*") if b":index:" in key)
+    listed = {PREFIX.encode() + name for name in redis.zrange(index, 0, -1)}
+    assert set(found) <= listed and len(listed) <= len(found) + 1
 
 
 @pytest.mark.parametrize(
