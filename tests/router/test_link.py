@@ -14,8 +14,11 @@ from fake_level import Answer, FakeLevel, a_router, run, wanted
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import level_pb2_grpc
+from specrouter_core.prefix import Text
 from specrouter_router import link, parking
+from specrouter_router.flight import Flight
 from specrouter_router.router import Router
+from specrouter_router.seat import Seat
 from specrouter_router.story import End
 
 
@@ -180,3 +183,40 @@ async def test_another_model_at_the_same_address_is_not_used(stand: Stand) -> No
     assert "digest" in stand.router.links["draft"].why_down and not stand.router.links["draft"].ready
     assert (await stand.run())[0] == wanted()
     await again.stop(0)
+
+
+class Heard:
+    """Owns one call about a sequence, and notes what it is told."""
+
+    def __init__(self, seat: Seat) -> None:
+        self.seat = seat
+        self.outcomes: list[int] = []
+        self.told = asyncio.Event()
+
+    def fill(self, flight: Flight, message: pb.ExtendCall) -> None:
+        message.sequence, message.epoch = self.seat.sequence, 1
+        flight.holding.name_prefix(message, 3, ())
+
+    def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:
+        self.outcomes.append(reply.outcome)
+        self.told.set()
+
+    def failed(self, flight: Flight, why: str, gone: bool) -> None:
+        self.outcomes.append(-1)
+
+    def broke(self, error: Exception) -> None:
+        raise error
+
+
+async def test_a_released_sequence_is_not_sent_again(stand: Stand) -> None:
+    """A call that judges for a sequence outlives it: sent after the release, its level would hold it for ever."""
+    stand.draft.odd = ending(pb.OUTCOME_PREFIX_UNKNOWN)
+    seat = Seat("gone", Text([1, 2, 3]), pb.SequenceParams(prompt_length=3))
+    owner, replicas = Heard(seat), stand.router.links["draft"]
+    replicas.send(Flight(owner, 0, False, seat))
+    replicas.release(seat)  # in the same tick
+    await asyncio.wait_for(owner.told.wait(), 5)
+    await asyncio.sleep(0.05)  # for what must not be sent
+    assert owner.outcomes == [pb.OUTCOME_PREFIX_UNKNOWN]
+    mine = [message for message in stand.draft.messages if "gone" in str(message)]
+    assert [(len(message.calls), list(message.released)) for message in mine] == [(1, []), (0, ["gone"])]

@@ -91,6 +91,14 @@ class _Outbox:
             self.messages.append(pb.ExtendRequest())
         return self.messages[-1]
 
+    def after(self, sequence: str) -> pb.ExtendRequest:
+        """The last message, or a new one where that has a call of this sequence: a replica reads the calls last."""
+        message = self.last()
+        if any(call.sequence == sequence for call in message.calls):
+            message = pb.ExtendRequest()
+            self.messages.append(message)
+        return message
+
 
 class Link:
     """See the module. ``name`` is the level's, ``address`` an IP address and port."""
@@ -144,13 +152,13 @@ class Link:
     def withdraw(self, flight: Flight) -> None:
         """Its answer is of no use any more."""
         if self.inflight.pop(flight.number, None) is not None and self.ready:
-            self._outbox.last().withdrawn.append(flight.number)
+            self._outbox.after(flight.seat.sequence).withdrawn.append(flight.number)
             self._signal()
 
     def release(self, sequence: str) -> None:
         """The replica may forget the sequence: told at once, or when it is there again."""
         if self.ready:
-            self._outbox.last().released.append(sequence)
+            self._outbox.after(sequence).released.append(sequence)
             self._signal()
         elif self.info is not None and len(self._owed) < MAX_OWED:
             self._owed[sequence] = None

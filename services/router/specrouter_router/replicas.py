@@ -105,7 +105,8 @@ class Replicas:
                 self._parking.remove(each)
 
     def release(self, seat: Seat) -> None:
-        """The sequence has ended, or leaves the level: its replicas may forget it."""
+        """The sequence has ended: its replicas may forget it. Calls that judge for it may still be on their way."""
+        seat.ended = True
         for link in list(seat.holdings):
             link.release(seat.sequence)
             seat.forget(link)
@@ -178,7 +179,7 @@ class Replicas:
         link: Link | None = flight.seat.link
         if link is None or link is flight.link or not link.good:
             link = self._choose(besides=flight.link)
-        if link is None or not link.good or flight.moves >= MAX_MOVES:
+        if link is None or not link.good or flight.moves >= MAX_MOVES or flight.seat.ended:
             return False
         flight.moves += 1
         self._place(flight.seat, link)
@@ -198,7 +199,7 @@ class Replicas:
     def _hedge(self, flight: Flight, waited: float) -> None:
         """Send a late call to a second replica as well, where that may pay."""
         link = self._choose(besides=flight.link)
-        if link is None or not link.good or link.odd:
+        if link is None or not link.good or link.odd or flight.seat.ended:
             return
         held = flight.seat.holdings[link].held if link in flight.seat.holdings else 0
         late = self.hedges.late(flight.drawn, flight.read + max(flight.base - held, 0))
@@ -209,11 +210,13 @@ class Replicas:
     # What links say.
 
     def accept(self, info: pb.DescribeResponse) -> str:
-        """See Listener: all replicas, and those that come later, have the same model."""
-        if self.info is None:
-            self.info = info
-        elif self.info.model_digest != info.model_digest:
-            return f"its model has the digest {info.model_digest[:16]}, before it was {self.info.model_digest[:16]}"
+        """See Listener: all replicas, and those that come later, have the same model and take texts as long."""
+        known = self.info or info
+        if known.model_digest != info.model_digest:
+            return f"its model has the digest {info.model_digest[:16]}, before it was {known.model_digest[:16]}"
+        if known.max_length > info.max_length:
+            return f"it takes {info.max_length} tokens, others {known.max_length}"
+        self.info = known
         return ""
 
     def opened(self, link: Link) -> None:
@@ -265,12 +268,13 @@ class Replicas:
             if twin.link is not None and twin.link.inflight.get(twin.number) is twin:
                 twin.link.withdraw(twin)
                 self.hedges.won += flight.second
-            flight.seat.move(link)  # it is up to date here
+            if not flight.seat.ended:
+                flight.seat.move(link)  # it is up to date here
 
     def _goes_on(self, flight: Flight, reply: pb.ExtendReply) -> bool:
         """Whether a call that was not done has been sent again, and need not bother its owner."""
         link, outcome = flight.link, reply.outcome
-        if link is None:
+        if link is None or flight.seat.ended:
             return False
         if outcome == pb.OUTCOME_PREFIX_UNKNOWN and flight.holding.correct(reply.held, reply.held_hash):
             link.send(flight)

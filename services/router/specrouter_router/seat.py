@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 class Seat:
     """See the module. ``text`` is the sequence's committed text, which only grows."""
 
-    __slots__ = ("_params", "_text", "holdings", "left", "link", "moved", "sequence")
+    __slots__ = ("_params", "_text", "ended", "holdings", "left", "link", "moved", "sequence")
 
     def __init__(self, sequence: str, text: Text, params: pb.SequenceParams) -> None:
         self.sequence = sequence
         self.link: Link | None = None  # where its next call goes
         self.left: Link | None = None  # what it is to be released from before its next call
+        self.ended = False  # its replicas were told to forget it: no call may reach them any more
         self.moved = 0.0  # loop time when it last left a replica that worked
         self.holdings: dict[Link, Holding] = {}  # of every replica that may hold something of it
         self._text = text
