@@ -21,7 +21,7 @@ from specrouter_local.errors import UserError
 
 HOST = "127.0.0.1"
 PORTS = range(20_000, 30_000)
-REDIS_MEMORY = "512mb"  # records are small and have a TTL; full, the oldest go first
+REDIS_MEMORY = "512mb"  # records are small and have a TTL; full, those unused for longest go first
 PART_SETTINGS = "SPECROUTER_LEVEL_"  # begins the names of a level's own settings
 LEVEL_OPTIONS = (
     "model", "dtype", "quantization", "device", "threads", "max_length", "slots", "exactness", "agreement", "step_ms",
@@ -105,7 +105,7 @@ def redis_part(port: int, directory: Path) -> Part:
     directory.mkdir(exist_ok=True, mode=0o700)
     options = {
         "bind": HOST, "port": str(port), "dir": str(directory), "save": "", "appendonly": "no",
-        "maxmemory": REDIS_MEMORY, "maxmemory-policy": "volatile-ttl",
+        "maxmemory": REDIS_MEMORY, "maxmemory-policy": "volatile-lru",
     }  # fmt: skip
     argv = [str(get_binary_path())]
     for name, value in options.items():
