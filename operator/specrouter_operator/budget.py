@@ -1,22 +1,25 @@
 """How many replicas of each level, when GPUs are limited: where they cut most time per token. Pure.
 
 The search's oracle is ``specrouter_core.capacity`` (tested against the simulator), fed with measured step curves,
-agreement and load. For each chain of the levels: begin with the fewest replicas, add them one at a time where the
-time per token falls most for a GPU, and stop when the objective is kept, the GPUs are spent, or nothing gains
-``WORTH``. Of the chains: the cheapest that keeps the objective, without one (or when none does) the fastest. Levels
-outside the chosen chain get their least: 0 where the policy allows it, so a level that does not pay is switched off,
-and comes back when it pays.
+agreement and load. For each promising chain of the levels: begin with the replicas that carry the load within the
+bound of utilisation, add more one at a time where the time per token falls most for a GPU, and stop when the objective
+is kept, the GPUs are spent, or nothing gains ``WORTH``. Of the chains: the cheapest that keeps the objective, without
+one (or when none does) the fastest. Levels outside the chosen chain get their least: 0 where the policy allows it, so
+a level that does not pay is switched off, and comes back when it pays.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from specrouter_core.capacity import STUCK, Advice, Load, Offer, pricer
+from specrouter_core.prediction import Level, candidates
+from specrouter_core.profile import Profile
 
+BEST = 3  # chains that are looked at, of the quickest for a single sequence, and of those for CROWD
+CROWD = 16.0  # sequences that share each step
 WORTH = 0.02  # least share of the time per token that one more GPU must cut
 KEEP = 0.05  # a chain that is in use stays unless another is better by this share
 
@@ -61,12 +64,9 @@ def spend(
         raise ValueError(f"gpus: the least replicas of all levels need {floor}, got {gpus}")
     room = math.inf if gpus is None else gpus - floor
     found: list[Spent] = []
-    for count in range(len(offers)):
-        for below in itertools.combinations(offers[:-1], count):
-            chain = [*below, offers[-1]]
-            if all(bounds[offer.name].most > 0 for offer in chain):
-                spent = _chain(offers, chain, bounds, load, room, hop)
-                found += [spent] if spent is not None else []
+    for chain in _promising([offer for offer in offers if bounds[offer.name].most > 0], used):
+        spent = _chain(offers, chain, bounds, load, room, hop)
+        found += [spent] if spent is not None else []
     return min(found, key=lambda spent: _rank(spent, load, used))  # the target alone is always among them
 
 
@@ -79,6 +79,17 @@ def fit(wanted: Mapping[str, int], planned: Mapping[str, int], cost: Mapping[str
             break
         fitted[max(above, key=lambda name: above[name])] -= 1
     return fitted
+
+
+def _promising(offers: Sequence[Offer], used: Sequence[str]) -> list[list[Offer]]:
+    """The quickest chains by the planner, with few and with many sequences; the target alone, and what is used now."""
+    rates = {offer.name: offer.agreement for offer in offers}
+    names = {(offers[-1].name,), tuple(offer.name for offer in offers if offer.name in used or offer is offers[-1])}
+    for sharing in (1.0, CROWD):
+        levels = [Level(offer.name, Profile(curve=offer.curve), sharing=sharing) for offer in offers]
+        table = candidates(levels, lambda lower, upper: [min(rates[lower], rates[upper])], overlapped=True)
+        names |= {plan.levels for plan, _ in sorted(table, key=lambda one: one[1])[:BEST]}
+    return [[offer for offer in offers if offer.name in chain] for chain in sorted(names)]
 
 
 def _least(offers: Sequence[Offer], bounds: Mapping[str, Bounds], offer: Offer) -> int:
@@ -108,6 +119,13 @@ def _chain(
         return None
     price = pricer(chain, load, hop=hop)
     now = price(replicas)
+    for i in sorted(range(len(chain)), key=lambda i: -now.utilisation[i]):  # a level's own, whatever the others have
+        wanted = math.ceil(replicas[i] * now.utilisation[i] / load.bound - 1e-6) - replicas[i]
+        fits = int(min(bounds[chain[i].name].most - replicas[i], room / max(chain[i].gpus, 1e-9)))
+        more = max(min(wanted, fits), 0)
+        replicas[i] += more
+        room -= more * chain[i].gpus
+    now = price(replicas)
     while not (now.keeps and load.per_token is not None):
         better = _cheapest_gain(chain, bounds, replicas, now, price, room)
         if better is None:
@@ -134,20 +152,25 @@ def _cheapest_gain(
 ) -> tuple[int, Advice] | None:
     """The level whose next replica gains most for its GPUs, and what it then is; None when none is worth it."""
     best: tuple[float, int, Advice] | None = None
+    carries = _carries(now)
     for i, offer in enumerate(chain):
         if replicas[i] >= bounds[offer.name].most or offer.gpus > room:
             continue
         there = price([r + (j == i) for j, r in enumerate(replicas)])
         gain = 1 - _strain(there) / _strain(now)
         gain /= max(offer.gpus, 0.1)
-        if gain >= (WORTH if now.keeps else 1e-6) and (best is None or gain > best[0]):
+        if gain >= (WORTH if carries else 1e-6) and (best is None or gain > best[0]):
             best = gain, i, there
     return None if best is None else (best[1], best[2])
 
 
+def _carries(advice: Advice) -> bool:
+    """Whether the load is kept up with, however slowly."""
+    return advice.per_token < STUCK and max(advice.utilisation) < 1
+
+
 def _strain(advice: Advice) -> float:
     """What to make small: the time per token; while the load is not kept up with, the utilisation."""
-    if advice.per_token < STUCK and advice.keeps:
+    if _carries(advice):
         return advice.per_token
-    over = sum(max(share, 0.0) ** 4 for share in advice.utilisation)
-    return (advice.per_token if advice.per_token < STUCK else STUCK) * (1 + over)
+    return STUCK * (1 + sum(max(share, 0.0) ** 4 for share in advice.utilisation))

@@ -27,8 +27,8 @@ SHORT, LONG = 6.0, 20.0  # seconds of a level's window; the long one for levels 
 ENOUGH = 5.0  # steps from which the short window will do
 ROUTER_WINDOW = 20.0
 TAIL = 1.2  # p95 of the time per token over its mean, about
-MOVED = 0.15  # change of the load or a level, as a share, for which the plan is made anew
-PLAN_S = 2.0  # between two plans at least
+MOVED = 0.2  # change of the load or a level, as a share, for which the plan is made anew
+PLAN_S = 5.0  # between two plans at least
 BREACH_S = 4.0  # so long an objective must be missed to be urgent
 FORGET_S = 600.0  # how slow a level was is forgotten so long after it was last seen
 UNKNOWN = 0.6  # agreement of a level that was not measured yet
@@ -219,7 +219,7 @@ def _plan(memory: Memory, mesh: Mesh, rules: Rules, routers: RouterSignal, now: 
     levels = [level for level in mesh.levels if _offer(memory, mesh, level) is not None]
     if not levels or levels[-1] is not mesh.target or not routers.length or now - memory.planned < PLAN_S:
         return
-    measured = {"rate": routers.arrivals, "length": routers.length, "prompt": routers.prompt or 1.0}
+    measured = {"tokens": routers.arrivals * routers.length, "length": routers.length, "prompt": routers.prompt or 1.0}
     for level in levels:
         known = memory.known[level.name]
         measured[f"{level.name} slowness"] = known.slowness
@@ -237,7 +237,7 @@ def _search(
 ) -> Spent | None:
     offers = [offer for level in levels if (offer := _offer(memory, mesh, level)) is not None]
     load = Load(
-        rate=max(measured["rate"], 1e-3),
+        rate=max(measured["tokens"] / max(measured["length"], 1.0), 1e-3),
         tokens=max(measured["length"], 1.0),
         prompt=max(measured["prompt"], 1.0),
         per_token=rules.objective / TAIL if rules.objective is not None else None,
