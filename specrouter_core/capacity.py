@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from specrouter_core.chain import Plan
-from specrouter_core.planner import Level, candidates
+from specrouter_core.prediction import Level, candidates
 from specrouter_core.profile import POINTS, Curve, Profile
 
 SHARES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0, 192.0, 256.0)

@@ -17,7 +17,8 @@ class Plan:
     level, how many tokens it draws in one call; for every other, how many proposals it takes in
     one call. ``lookahead`` bounds how many tokens any level's text may run ahead of the committed one.
     ``least[i]`` is how many proposals level i waits for, when levels overlap, while a lower one is at work (its first
-    entry means nothing); left out, 1 each.
+    entry means nothing); left out, 1 each. After a draw it is less sure of than ``confidence`` (0 to 1) the lowest
+    level stops drafting.
     """
 
     levels: tuple[str, ...]
@@ -25,6 +26,7 @@ class Plan:
     lookahead: int = 16
     overlapped: bool = True
     least: tuple[int, ...] = ()
+    confidence: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.levels) <= MAX_LEVELS:
@@ -43,6 +45,8 @@ class Plan:
             raise ValueError(f"least: one per level of 1 to its window is needed, got {self.least} for {self.windows}")
         if not 1 <= self.lookahead <= MAX_LOOKAHEAD:
             raise ValueError(f"lookahead: must be 1 to {MAX_LOOKAHEAD}, got {self.lookahead}")
+        if not 0 <= self.confidence <= 1:
+            raise ValueError(f"confidence: must be 0 to 1, got {self.confidence}")
 
     @property
     def target(self) -> str:
@@ -60,4 +64,5 @@ class Plan:
             lookahead=self.lookahead,
             overlapped=self.overlapped,
             least=tuple(self.least[i] for i in keep),
+            confidence=self.confidence if keep[0] == 0 else 0.0,  # it is the lowest level's
         )

@@ -60,6 +60,7 @@ class Call:
     ahead: tuple[int, ...]
     proposals: tuple[int, ...]
     more: int
+    confidence: float = 0.0  # it may stop after a draw that it is less sure of
 
 
 @dataclass(frozen=True, slots=True)

@@ -423,7 +423,8 @@ class Machine:
             lane.recent = [*lane.recent[-REMEMBERED:], flight]
         self._forget()
         self.tallies[lane.level].calls += 1
-        self._actions.append(Call(lane.level, self._calls, flight.base, flight.ahead, proposals, more))
+        sure = self.plan.confidence if i == 0 and len(self._lanes) > 1 else 0.0
+        self._actions.append(Call(lane.level, self._calls, flight.base, flight.ahead, proposals, more, sure))
 
     def _forget(self) -> None:
         live = {lane.flight for lane in self._lanes}

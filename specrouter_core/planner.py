@@ -1,66 +1,21 @@
-"""The chain and windows with the least predicted time per committed token.
-
-For each chain (a subset of the levels that ends in the target) and mode, time per token is built from below, with
-what is measured: step curves, queues, hops, agreement per pair and position, and the operator's weights (100 = free to
-use, 0 = not used; a weight divides the level's speed).
-
-    t(i, n)   seconds of one step of level i that feeds n tokens, for each of the sequences that share it
-    d(i)      its hop and queue
-    E(i, m)   tokens gained by checking m proposals of the level below
-
-Lock-step (one level at a time):
-
-    time to make m proposals at the lowest level     M(0, m) = d + m t(0, 1)
-    at a higher one                                  M(i, m) = m c(i)
-    time per token                                   c(i) = min over m of (M(i-1, m) + t(i, m+1) + d) / E(i, m)
-
-Overlapped (each level works whenever it can): the sum becomes a cycle in which only a rejection waits. While level i
-checks, the level below makes text at its own pace c(i-1), and the lowest has drafted on beyond that. With probability A
-(all of it accepted, and the draw after it guessed) the next call follows at once; else it waits for l new drafts:
-
-    cycle     A B(n) + (1 - A) (B(l) + d(0) + l t(0, 1)),      B(n) = t(i, n+1) + d(i)
-    tokens    A G(k, n) + (1 - A) G(0, l)
-    G(k, n)   tokens gained from n proposals, the first k checked by the level below and the rest only drafted
-    k, n      what is ready after a check: k = B / c(i-1), n = k + t(i-1, 1) / t(0, 1), at most the window
-    time per token below the target: never more than by its own draws alone, c(i) <= t(i, 1)
+"""Chooses among the candidates of prediction.py, learns how wrong the predictions are, and does not flutter.
 
 No model is exact: ``Planner`` multiplies each prediction by a measured correction of its chain.
-A chain of the target alone is always a candidate. Under load t grows with the sequences that share a level, so that
-windows shrink and levels drop out by themselves.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
-from operator import mul
 
-from specrouter_core.chain import MAX_LOOKAHEAD, Plan
-from specrouter_core.profile import Profile
+from specrouter_core.chain import Plan
+from specrouter_core.prediction import Level, Rates, Space
 
-WINDOWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
-WAITS = (1, 2, 3, 4, 6, 8, 12, 16)  # proposals a verifier may wait for
-MAX_AHEAD = 24  # tokens that the lowest level runs ahead at most
-RUN = 32  # tokens the target alone draws in one call: each new call may miss a step that others share
-CHUNK = 8  # tokens the lowest level draws in one call at least
-TIE = 1.08  # predictions this near are the same
 HALF_LIFE = 3.0  # seconds of a chain's use after which what was measured of it weighs half
 PRIOR = 24.0  # rounds that the usual correction is worth
 UNSEEN = 2.0  # chains with a correction of 1 that are added to those measured, for what is usual
 NEAR = 1.6  # a candidate predicted to be slower than this, times the best, is not tried
-
-
-@dataclass(frozen=True, slots=True)
-class Level:
-    """One level as the planner sees it."""
-
-    name: str
-    profile: Profile
-    weight: float = 100.0  # the operator's, 0 .. 100
-    sharing: float = 1.0  # sequences that share one replica's steps, this one included
-    wait: float = 0.0  # seconds that a call waits besides, for more than the step under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,232 +25,6 @@ class Choice:
     plan: Plan
     seconds: float  # predicted per committed token, with the correction
     model: float  # without it
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A chain up to some level: how fast its text grows."""
-
-    levels: tuple[str, ...]
-    windows: tuple[int, ...]
-    least: tuple[int, ...]
-    pace: float  # c(i), seconds per token
-    step: float  # t(i, 1)
-    draft: float  # t(0, 1)
-    delay: float  # d(0)
-    extra: int  # tokens that the lowest has drafted beyond the text, on average
-
-
-Rates = Callable[[str, str], Sequence[float]]
-
-
-def candidates(
-    levels: Sequence[Level], rates: Rates, *, overlapped: bool, max_window: int = 16, max_lookahead: int = MAX_AHEAD
-) -> list[tuple[Plan, float]]:
-    """Every chain of the levels (lowest first, the target last) with its best windows: (plan, seconds per token)."""
-    return _candidates(_costs(levels, max_window), _Gains(rates, max_window + 1), overlapped, max_lookahead)
-
-
-def _costs(levels: Sequence[Level], max_window: int) -> dict[str, _Cost]:
-    """Of the levels that can be used."""
-    return {x.name: _Cost.of(x, max_window + 1) for x in levels if x.weight > 0 or x is levels[-1]}
-
-
-def _candidates(
-    costs: Mapping[str, _Cost], gains: _Gains, overlapped: bool, max_lookahead: int, *, sensible: bool = False
-) -> list[tuple[Plan, float]]:
-    """``sensible``: without chains in which a level checks another that is no faster than itself."""
-    windows = [w for w in WINDOWS if w < gains.most]
-    parts: list[_Part] = []
-    out: list[tuple[Plan, float]] = []
-    for i, (name, cost) in enumerate(costs.items()):
-        top = i + 1 == len(costs)
-        new = [_lowest(name, cost)]
-        for part in parts:
-            if sensible and len(part.levels) > 1 and part.pace >= cost.step[1]:
-                continue
-            new.append(_extend(part, name, cost, gains.of(part, name), windows, overlapped=overlapped, top=top))
-        if top:
-            out = [(_plan(part, overlapped, max_lookahead), part.pace) for part in new]
-        parts += new
-    return out
-
-
-@dataclass(frozen=True, slots=True)
-class _Cost:
-    """What calls of one level cost a sequence, by the tokens they feed (index 1 ..)."""
-
-    step: list[float]  # seconds of a step in which all who share the level take part
-    apart: list[float]  # of one in which those take part who call it now and then
-    busy: list[float]  # seconds from one answer to the next, for a call that follows at once
-    delay: float  # hop, and queue beyond the step under way
-    others: float  # 0 when nobody shares it, towards 1 the more do
-
-    @classmethod
-    def of(cls, level: Level, most: int) -> _Cost:
-        speed, curve, sharing = level.weight / 100, level.profile.curve, max(level.sharing, 1.0)
-        others = 1 - 1 / sharing
-        few = sharing * (1 - others / 2)  # two groups take turns
-        step = [0.0] + [curve.seconds(n * sharing) / speed for n in range(1, most + 1)]
-        apart = step if sharing == 1 else [0.0] + [curve.seconds(n * few) / speed for n in range(1, most + 1)]
-        delay = level.profile.hop.value + level.wait
-        return cls(step, apart, [t * (1 + others) + delay for t in apart], delay, others)
-
-    def cycle(self, ready: float, fed: int) -> float:
-        """Seconds from one answer to the next, for a call of ``fed`` tokens that is made ``ready`` after the first.
-
-        Who shares the level has begun a step by then: the call waits for its end.
-        """
-        step = self.apart[fed]
-        return step + self.delay + ready + self.others * max(step - ready, step / 2)
-
-
-def _lowest(name: str, cost: _Cost) -> _Part:
-    pace = cost.step[1] + (cost.delay + cost.others * cost.step[1] / 2) / 8
-    delay = cost.delay + cost.others * cost.step[1] / 2
-    return _Part((name,), (8,), (1,), pace, cost.step[1], cost.step[1], delay, 0)
-
-
-def _extend(
-    part: _Part, name: str, cost: _Cost, gain: _Gain, windows: Sequence[int], *, overlapped: bool, top: bool
-) -> _Part:
-    """The best window of level ``name`` over ``part``."""
-    if overlapped:
-        # the window for a middling wait, then the wait for that window: near the best of the grid, much cheaper;
-        # of windows that are as good, the widest, for what it may take along costs nothing
-        middling = 2 if cost.others < 0.5 else 4
-        window = _widest(lambda m: _overlapped(part, cost, gain, m, min(m, middling)), windows)
-        waits = [n for n in WAITS if n <= window]
-        pace, least = _first_valley(lambda n: _overlapped(part, cost, gain, window, n), waits)
-        pace = pace if top else min(pace, cost.step[1])
-    else:
-        least = 1
-        pace, window = _first_valley(lambda m: _lockstep(part, cost, gain.checked, m), windows)
-    return _Part(
-        levels=(*part.levels, name),
-        windows=(*part.windows, window),
-        least=(*part.least, least),
-        pace=pace,
-        step=cost.step[1],
-        draft=part.draft,
-        delay=part.delay,
-        extra=int(cost.step[1] / part.draft / 2),
-    )
-
-
-def _first_valley(value: Callable[[int], float], places: Sequence[int]) -> tuple[float, int]:
-    """The least value and its place, where values fall and then rise."""
-    best, at = value(places[0]), places[0]
-    for place in places[1:]:
-        found = value(place)
-        if found >= best:
-            break
-        best, at = found, place
-    return best, at
-
-
-def _widest(value: Callable[[int], float], windows: Sequence[int]) -> int:
-    """The widest window whose value is nearly the least, where values fall and then rise."""
-    found: list[tuple[float, int]] = []
-    for window in reversed(windows):
-        found.append((value(window), window))
-        if found[-1][0] > TIE * min(found)[0]:
-            break
-    enough = TIE * min(found)[0]
-    return next(window for seconds, window in found if seconds <= enough)
-
-
-def _lockstep(part: _Part, cost: _Cost, gain: list[float], m: int) -> float:
-    make = part.delay + m * part.draft if len(part.levels) == 1 else m * part.pace
-    return cost.cycle(make, m + 1) / gain[m]
-
-
-@dataclass(frozen=True, slots=True)
-class _Gain:
-    """What comes of proposals of which the first were checked by the level below and the rest only drafted."""
-
-    checked: list[float]  # E(k)
-    run: list[float]  # probability that all k are right
-    drafted: list[float]  # E(n)
-    kept: list[float]  # probability that the level below need not go back, by drafted proposals
-    guessed: list[float]  # probability that the lowest need not
-
-    def again(self, drafted: int, ahead: float, reach: float) -> float:
-        """The probability that there are proposals at once: what was gained had been guessed.
-
-        By the level below, which has made ``ahead`` times as much as was gained, else by the lowest (``reach``).
-        """
-        if ahead >= 1:
-            return self.kept[drafted]
-        return ahead * self.kept[drafted] + (1 - ahead) * min(reach, 1.0) * self.guessed[drafted]
-
-
-class _Gains:
-    """Of all pairs of levels that a table needs, each once. ``most``: proposals that one call may have."""
-
-    def __init__(self, rates: Rates, most: int) -> None:
-        self._rates = rates
-        self.most = most
-        self._pairs: dict[tuple[str, str], tuple[Sequence[float], list[float], list[float]]] = {}
-        self._found: dict[tuple[str, str, str], _Gain] = {}
-
-    def of(self, part: _Part, name: str) -> _Gain:
-        """What level ``name`` gains from the proposals of ``part``."""
-        key = part.levels[0], part.levels[-1], name
-        gain = self._found.get(key)
-        if gain is None:
-            gain = self._found[key] = self._make(*key)
-        return gain
-
-    def _make(self, lowest: str, below: str, name: str) -> _Gain:
-        lower, drafted, run = self._pair(lowest, name)
-        if lowest == below:
-            return _Gain(drafted, run, drafted, run[1:], run[1:])
-        upper, checked, checked_run = self._pair(below, name)
-        kept, lost = [], 0.0
-        for p, q, r in zip(upper, lower, run, strict=False):
-            kept.append(lost + r * p)
-            if p > q:
-                lost += r * (p - q)
-        return _Gain(checked, checked_run, drafted, kept, run[1:])
-
-    def _pair(self, lower: str, upper: str) -> tuple[Sequence[float], list[float], list[float]]:
-        """Agreement by position, E(n), and the probability of n agreements in a row."""
-        found = self._pairs.get((lower, upper))
-        if found is None:
-            rates = list(self._rates(lower, upper))
-            rates += rates[-1:] * (self.most + 1 - len(rates))
-            run = list(accumulate(rates, mul, initial=1.0))
-            found = self._pairs[lower, upper] = rates, list(accumulate(run)), run
-        return found
-
-
-def _overlapped(part: _Part, cost: _Cost, gain: _Gain, m: int, least: int) -> float:
-    busy = cost.busy[m + 1]
-    # made by the level below while this one is at work, after the step that was under way; and by the lowest
-    made = (busy - part.step / 2) / part.pace if busy > part.step / 2 else 0.0
-    drafts = busy / part.draft - 0.5
-    k = int(made) if made < m else m
-    more = min(m - k, part.extra)
-    if k + more == 0:
-        more = 1
-    run = gain.run[k]
-    on_tokens, off_tokens = gain.checked[k] + run * (gain.drafted[more] - 1), gain.drafted[least]
-    stays = run * gain.again(more, made / on_tokens, drafts / on_tokens)
-    comes = gain.again(least, made / off_tokens, drafts / off_tokens)
-    on = comes / (1 - stays + comes)
-    wait = part.delay + (least + 0.5) * part.draft
-    return (on * busy + (1 - on) * cost.cycle(wait, least + 1)) / (on * on_tokens + (1 - on) * off_tokens)
-
-
-def _plan(part: _Part, overlapped: bool, max_lookahead: int) -> Plan:
-    if len(part.levels) == 1:
-        return Plan(part.levels, (RUN,), 1, overlapped)
-    # overlapped, the lowest draws on while its tokens are checked; in lock-step it makes what is asked for
-    windows = (max(part.windows[1], CHUNK) if overlapped else part.windows[1], *part.windows[1:])
-    lookahead = min(max_lookahead, MAX_LOOKAHEAD, max(16 if overlapped else 1, 2 * part.windows[-1]))
-    least = tuple(min(least, window) for least, window in zip(part.least, windows, strict=True))
-    return Plan(part.levels, windows, max(lookahead, 1), overlapped, least)
 
 
 @dataclass(slots=True)
@@ -349,14 +78,22 @@ class Planner:
         *,
         overlapped: Sequence[bool] = (True, False),
         max_window: int = 16,
+        waste: float = 1.0,
+        chains: Collection[tuple[str, ...]] = (),
     ) -> list[Choice]:
-        """All candidates with their predictions, best first; the target alone is always among them."""
+        """All candidates with their predictions, best first.
+
+        ``chains``: those that may be used, all when empty. The target alone is always a candidate, unless others are
+        that the chains allow and it is not.
+        """
+        space = Space(levels, rates, max_window=max_window, waste=waste)
         table: list[Choice] = []
-        costs, gains = _costs(levels, max_window), _Gains(rates, max_window + 1)
         for mode in overlapped:
-            for plan, model in _candidates(costs, gains, mode, MAX_AHEAD, sensible=True):
+            for plan, model in space.candidates(overlapped=mode, sensible=True):
                 if len(plan.levels) > 1 or mode is overlapped[0]:
                     table.append(Choice(plan, model * self._ratio(plan), model))
+        if chains:
+            table = [c for c in table if c.plan.levels in chains] or [c for c in table if len(c.plan.levels) == 1]
         return sorted(table, key=lambda choice: choice.seconds)
 
     def choose(self, table: Sequence[Choice], current: Plan | None = None) -> Plan:

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from specrouter_core.chain import Plan
-from specrouter_core.planner import Choice, Level, Planner, candidates, same_chain
+from specrouter_core.planner import Choice, Planner, same_chain
+from specrouter_core.prediction import Level, candidates
 from specrouter_core.profile import Curve, Profile
 from specrouter_core.simulator import Arrival, Policy, SimLevel, Simulator
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from specrouter_core.trust import BINS
 from specrouter_router.judge import Judge
 from specrouter_router.planner import AdaptivePlanner, chain_of
 
@@ -22,6 +23,8 @@ def adaptive_body(planner: AdaptivePlanner, judge: Judge) -> dict[str, Any]:
         "plans": _plans(planner),
         "agreement": _agreement(planner),
         "profiles": {name: _profile(planner, judge, name) for name in adaptive.profiles},
+        "tiers": _tiers(planner),
+        "confidence": {name: _sure(planner, name) for name in adaptive.profiles if adaptive.trust.rates(name)},
         "classes": {name: round(ease, 3) for name, ease in planner.classes.known().items()},
         "absent": sorted(adaptive.absent),
         "prediction_error_median": round(statistics.median(adaptive.errors), 4) if adaptive.errors else None,
@@ -46,6 +49,7 @@ def _plans(planner: AdaptivePlanner) -> list[dict[str, Any]]:
                 "windows": list(planner.within(plan).windows),
                 "least": list(planner.within(plan).least),
                 "lookahead": planner.within(plan).lookahead,
+                "confidence": plan.confidence,
                 "predicted_ms": round(1000 * choice.seconds, 3),
                 "correction": round(choice.seconds / choice.model, 3) if choice.model else 1.0,
                 "measured_ms": None if measured is None else round(measured, 3),
@@ -53,6 +57,34 @@ def _plans(planner: AdaptivePlanner) -> list[dict[str, Any]]:
             }
         )
     return plans
+
+
+def _tiers(planner: AdaptivePlanner) -> list[dict[str, Any]]:
+    """Who gives way to whom among the running sequences, those that go first first."""
+    found = []
+    for number, tier in enumerate(planner.adaptive.tables.tiers):
+        made = planner.adaptive.explain(tier=number)
+        found.append(
+            {
+                "priorities": sorted({rank // 2 for rank in tier.ranks}, reverse=True),
+                "behind": any(rank % 2 for rank in tier.ranks),
+                "sequences": tier.sequences,
+                "sharing": tier.sharing,
+                "beside": tier.beside,
+                "levels": list(made[0].plan.levels) if made else [],
+                "windows": list(planner.within(made[0].plan).windows) if made else [],
+            }
+        )
+    return found
+
+
+def _sure(planner: AdaptivePlanner, name: str) -> list[dict[str, float]]:
+    """How often a level's draws are right, by tenths of how sure it was."""
+    return [
+        {"from": place / BINS, "right": round(rate, 3), "seen": round(seen, 1)}
+        for place, (rate, seen) in enumerate(planner.adaptive.trust.rates(name))
+        if seen >= EVIDENCE
+    ]
 
 
 def _agreement(planner: AdaptivePlanner) -> list[dict[str, Any]]:

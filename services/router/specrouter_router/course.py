@@ -33,6 +33,13 @@ class Course(Protocol):
     def came_back(self, level: str) -> None:
         """A level can be reached again."""
 
+    def sure(self, level: str, confidence: float, agreed: bool) -> None:
+        """How sure a level was of a draw, and whether it was right."""
+
+    @property
+    def patience(self) -> float:
+        """How much longer than usual it waits until it asks again where there is no room."""
+
     def ended(self) -> None:
         """The sequence has ended."""
 
@@ -64,6 +71,14 @@ class FixedCourse:
         """See Course."""
         self._news = self._news or level in self.levels
 
+    def sure(self, level: str, confidence: float, agreed: bool) -> None:
+        """Nothing is learnt."""
+
+    @property
+    def patience(self) -> float:
+        """See Course."""
+        return 1.0
+
     def ended(self) -> None:
         """Nothing to do."""
 
@@ -78,12 +93,15 @@ class FixedCourse:
 class FollowedCourse(FixedCourse):
     """A plan that the client fixed: it doesn't change, but what it shows is learnt."""
 
-    def __init__(self, name: str, wanted: Plan, links: Mapping[str, Replicas], planner: AdaptivePlanner) -> None:
+    def __init__(
+        self, name: str, wanted: Plan, links: Mapping[str, Replicas], planner: AdaptivePlanner, traffic: str
+    ) -> None:
         super().__init__(wanted, links)
         self._name = name
         self._planner = planner
         self._plan: Plan | None = None  # of the round before
-        planner.adaptive.begin(name, planner.now(), plan=self.first)
+        self._promise = planner.promise(traffic)
+        planner.adaptive.begin(name, planner.now(), plan=self.first, promise=self._promise)
 
     def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
         """See Course."""
@@ -96,6 +114,15 @@ class FollowedCourse(FixedCourse):
             self._plan = plan
             self._planner.adaptive.uses(self._name, plan, now)
         return super().committed(plan, commit, seconds, now)
+
+    def sure(self, level: str, confidence: float, agreed: bool) -> None:
+        """See Course."""
+        self._planner.adaptive.trust.observe(level, confidence, agreed)
+
+    @property
+    def patience(self) -> float:
+        """See Course."""
+        return self._promise.patience
 
     def ended(self) -> None:
         """See Course."""
@@ -111,10 +138,11 @@ class AdaptiveCourse:
         self._planner = planner
         self._traffic = traffic
         self._rounds = 0
+        self._promise = planner.promise(traffic)
         self.first = planner.within(self._begin(planner.now(), planner.classes.ease(traffic)))
 
     def _begin(self, now: float, ease: float) -> Plan:
-        return self._planner.adaptive.begin(self._name, now, ease=ease)
+        return self._planner.adaptive.begin(self._name, now, ease=ease, promise=self._promise)
 
     def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
         """See Course."""
@@ -124,8 +152,6 @@ class AdaptiveCourse:
         """See Course."""
         self._rounds += 1
         chosen = self._planner.committed(self._name, plan, commit, seconds, now)
-        if self._rounds == 1:  # the prompt's reading says nothing of what a token takes
-            self._planner.adaptive.uses(self._name, plan, now)
         if chosen is None:
             return None
         self._planner.switches += chosen.levels != plan.levels
@@ -138,6 +164,15 @@ class AdaptiveCourse:
 
     def came_back(self, level: str) -> None:
         """The planner has seen it."""
+
+    def sure(self, level: str, confidence: float, agreed: bool) -> None:
+        """See Course."""
+        self._planner.adaptive.trust.observe(level, confidence, agreed)
+
+    @property
+    def patience(self) -> float:
+        """See Course."""
+        return self._promise.patience
 
     def ended(self) -> None:
         """See Course."""
@@ -166,7 +201,7 @@ class NarrowCourse(AdaptiveCourse):
 
     def _begin(self, now: float, ease: float) -> Plan:
         adaptive = self._planner.adaptive
-        adaptive.begin(self._name, now, ease=ease, plan=self._otherwise)
+        adaptive.begin(self._name, now, ease=ease, plan=self._otherwise, promise=self._promise)
         plan = adaptive.best(self._name, now, self._fits) or self._otherwise
         adaptive.uses(self._name, plan, now)
         return plan

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from specrouter.v1 import level_pb2 as pb
-from specrouter_core.adaptive import Adaptive, Member
+from specrouter_core.adaptive import ANYBODY, Adaptive, Limits, Member
 from specrouter_core.chain import Plan
 from specrouter_core.event import Commit
+from specrouter_core.promise import Promise
 from specrouter_family.family import ChainSpec, Family
 from specrouter_router.course import AdaptiveCourse, Course, FixedCourse, FollowedCourse, NarrowCourse
 from specrouter_router.metrics import Metrics
@@ -46,10 +47,13 @@ class FixedPlanner:
         """New sequences follow this chain section; weights are for planners that choose."""
         self._chain = chain
 
+    def _allowed(self) -> tuple[str, ...]:
+        return tuple(self._chain.chains[0]) if self._chain.chains and self._chain.policy == "fixed" else self._names
+
     def wanted(self, pin: Pin, length: int) -> Plan:
-        """The plan if every level were up."""
+        """The plan if every level were up: with a fixed policy, of the first chain that is allowed."""
         overlapped = self._chain.mode != "lockstep" if pin.mode is None else pin.mode == "overlapped"
-        levels = pin.chain or self._names
+        levels = pin.chain or self._allowed()
         windows = tuple(self._chain.windows[level] for level in levels)
         plan = pin.plan(overlapped) or Plan(levels, windows, self._chain.lookahead, overlapped)
         for level in levels[:-1]:
@@ -95,9 +99,8 @@ class AdaptivePlanner:
         self.switches = 0  # of running sequences' chains
         self.adaptive = Adaptive(
             [Member(level.name, _costs(links[level.name].info), weight=level.weight) for level in family.levels],
-            modes=family.chain.modes,
-            max_window=max(family.chain.windows.values()),
         )
+        self.adaptive.tables.limits = _limits(family.chain)
         self._fixed = FixedPlanner(family, links)
         self._shunned: dict[str, float] = {}  # level -> until when
         self._looked = -1e9
@@ -113,7 +116,7 @@ class AdaptivePlanner:
         self.look(self.now())
         wanted = self._fixed.wanted(pin, length)
         if pin.windows:
-            return FollowedCourse(name, wanted, self._links, self)
+            return FollowedCourse(name, wanted, self._links, self, traffic)
         levels = wanted.levels
         if not pin.chain and pin.mode is None and levels == self._names:
             return AdaptiveCourse(name, levels, self, traffic)
@@ -132,6 +135,10 @@ class AdaptivePlanner:
             if not self._links[level].ready:
                 ready = ready.without(level)
         return NarrowCourse(name, levels, self, traffic, fits, ready)
+
+    def promise(self, traffic: str) -> Promise:
+        """What the class was promised."""
+        return _promise(self._chain, traffic)
 
     def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
         """A call was answered in full, ``total`` seconds after it was sent."""
@@ -166,7 +173,8 @@ class AdaptivePlanner:
             return plan
         windows = tuple(min(pair) for pair in zip(plan.windows, limits, strict=True))
         least = tuple(min(pair) for pair in zip(plan.least, windows, strict=True))
-        return Plan(plan.levels, windows, min(plan.lookahead, self._chain.lookahead), plan.overlapped, least)
+        lookahead = min(plan.lookahead, self._chain.lookahead)
+        return Plan(plan.levels, windows, lookahead, plan.overlapped, least, plan.confidence)
 
     def steer(self, weights: Mapping[str, float], chain: ChainSpec) -> None:
         """Plan with these weights, and within these limits, from now on. The target is always used."""
@@ -176,8 +184,7 @@ class AdaptivePlanner:
                 member.weight = weight
         self._chain = chain
         self._fixed.steer(weights, chain)
-        self.adaptive.modes = chain.modes
-        self.adaptive.max_window = max(chain.windows.values())
+        self.adaptive.tables.limits = _limits(chain)
         self.adaptive.changed()
 
     def shun(self, level: str, now: float) -> None:
@@ -195,11 +202,32 @@ class AdaptivePlanner:
             if name != target and (not self._links[name].ready or self._shunned.get(name, 0.0) > now)
         }
         counts = [max(self._links[name].count, 1) for name in self._names]
-        if absent != self.adaptive.absent or counts != [member.replicas for member in self.adaptive.members]:
-            self.adaptive.absent = absent
+        if absent != set(self.adaptive.absent) or counts != [member.replicas for member in self.adaptive.members]:
             for member, count in zip(self.adaptive.members, counts, strict=True):
                 member.replicas = count
-            self.adaptive.changed()
+            self.adaptive.without(absent)
+
+
+def _limits(chain: ChainSpec) -> Limits:
+    """What plans may be."""
+    return Limits(
+        modes=chain.modes,
+        max_window=max(chain.windows.values()),
+        chains=frozenset(map(tuple, chain.chains)),
+        waste=chain.waste,
+    )
+
+
+def _promise(chain: ChainSpec, traffic: str) -> Promise:
+    """What a class of traffic may expect."""
+    said = chain.classes.get(traffic)
+    if said is None:
+        return ANYBODY
+    return Promise(
+        said.priority,
+        None if said.ttft_ms is None else said.ttft_ms / 1000,
+        None if said.tpot_ms is None else said.tpot_ms / 1000,
+    )
 
 
 def _costs(info: pb.DescribeResponse | None) -> dict[int, float]:

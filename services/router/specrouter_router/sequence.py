@@ -29,6 +29,7 @@ from specrouter_router.replicas import Replicas
 from specrouter_router.seat import Seat
 from specrouter_router.store import Record
 from specrouter_router.story import Account, ChainAccount, LevelAccount, Reason, Story
+from specrouter_router.sureness import Sureness
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ class Sequence:
         self.text = Text([*spec.prompt, *record.tokens])  # prompt and committed
         self.probe = 0  # top probabilities wanted of the target's next call
         self.probes: tuple[int, list[pb.Probe]] = (0, [])  # what the last such call said, from a position on
+        self._sureness = Sureness()
         self._seats: dict[str, Seat] = {}
         self._calls: dict[int, tuple[Flight, Call]] = {}
         self._accounts = {name: LevelAccount(name) for name in course.levels}
@@ -97,9 +99,7 @@ class Sequence:
         self._matched = story.matched
         self._now = asyncio.get_running_loop().time
         self._last = self._now()  # when the last round ended
-        self._measure = Measure(
-            metrics, spec.traffic_class, len(spec.prompt), self._last, resumed=bool(record.tokens)
-        )
+        self._measure = Measure(metrics, spec.traffic_class, len(spec.prompt), self._last, resumed=bool(record.tokens))
 
     @property
     def ended(self) -> bool:
@@ -168,6 +168,7 @@ class Sequence:
         flight.holding.name_prefix(message, call.base, call.ahead)
         message.proposals.extend(call.proposals)
         message.more = min(call.more, MAX_MORE)
+        message.confidence = call.confidence
         if self.probe and call.level == self._target:
             message.probe, self.probe = self.probe, 0
 
@@ -188,6 +189,8 @@ class Sequence:
             now = self._now()
             if not flight.odd:
                 self._course.answered(level, timing, now - flight.sent, now)
+            if level == self.chain[0] != self._target:
+                self._sureness.said(level, call.base + len(call.ahead), reply.confidence)
             if level == self._target:
                 self._overloaded_since = None
                 if reply.probes:
@@ -211,7 +214,7 @@ class Sequence:
 
     def _overloaded(self, flight: Flight, level: str, reply: pb.ExtendReply, why: str) -> None:
         loop = asyncio.get_running_loop()
-        pause = min(max(reply.retry_ms, RETRY_MS[0]), RETRY_MS[1]) / 1000
+        pause = min(max(reply.retry_ms, RETRY_MS[0]), RETRY_MS[1]) / 1000 * self._course.patience
         if level != self._target:
             loop.call_later(pause, self.failed, flight, why, False)
             return
@@ -285,6 +288,8 @@ class Sequence:
         account.rounds += 1
         account.tokens += len(commit.tokens)
         account.ms += seconds * 1000
+        for level, confidence, agreed in self._sureness.settle(commit):
+            self._course.sure(level, confidence, agreed)
         new = self._course.committed(plan, commit, seconds, now)
         if self.ended:
             return

@@ -1,0 +1,181 @@
+"""The tables that plans are chosen from: one per kind of sequence and tier, made anew every ``REFRESH`` seconds.
+
+So a round costs a look into a table and not a search, however many sequences there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from specrouter_core.agreement import Agreement, Deviation
+from specrouter_core.chain import Plan
+from specrouter_core.planner import Choice, Planner
+from specrouter_core.prediction import Level
+from specrouter_core.profile import Profile
+from specrouter_core.promise import Ranks, Tier
+from specrouter_core.trust import Trust
+
+REFRESH = 0.1  # seconds between two tables
+KINDS = (-1.2, -0.4, 0.4, 1.2)  # bounds of a sequence's shift (log-odds) between the kinds
+SHIFTS = (-1.6, -0.8, 0.0, 0.8, 1.6)  # what a kind is planned with
+COMMON = 2
+AGE = 60.0  # seconds after which a correction that is not renewed counts half
+CALM = 0.7  # seconds after which half of the sequences that have gone are still counted: they may come again
+CROWDED = 1.25  # times as many sequences as the tables were made for: they are made anew
+SURE = 0.9  # the highest threshold of confidence
+
+FAIR = Tier((), 0, 1.0, 0.0)  # as if all were alike: what predictions are measured against
+
+
+@dataclass(slots=True)
+class Member:
+    """One level as configured."""
+
+    name: str
+    costs: Mapping[int, float]  # rows -> seconds, from its calibration; empty = unknown
+    replicas: int = 1
+    weight: float = 100.0  # the operator's
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may be chosen. ``modes``: True = overlapped, False = lock-step; ``chains``: all when empty.
+
+    ``waste``: of what the lowest level drafts, the share that may come to nothing.
+    """
+
+    modes: tuple[bool, ...] = (True,)
+    max_window: int = 16
+    chains: frozenset[tuple[str, ...]] = frozenset()
+    waste: float = 1.0
+
+
+def kind_of(shift: float) -> int:
+    """The kind of a sequence that agrees by this shift of the log-odds more than is common."""
+    return sum(shift > bound for bound in KINDS)
+
+
+class Tables:
+    """See the module. What it is given is looked at again for each table: it may change."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        profiles: Mapping[str, Profile],
+        agreement: Agreement,
+        trust: Trust,
+        limits: Limits,
+    ) -> None:
+        self.limits = limits
+        self.absent: frozenset[str] = frozenset()  # levels that cannot be reached
+        self.ranks = Ranks()  # of the running sequences
+        self.tiers: list[Tier] = []
+        self.planner = Planner()
+        self._members = members
+        self._profiles = profiles
+        self._agreement = agreement
+        self._trust = trust
+        self._tables: dict[tuple[int, int], list[Choice]] = {}
+        self._plans: dict[tuple[int, int, Plan | None], Plan] = {}
+        self._tier_of: dict[int, int] = {}  # by rank
+        self._made = -1e9
+        self._count = 1.0  # sequences, falling slowly
+
+    def changed(self) -> None:
+        """Something is not as it was: nothing made before holds any more."""
+        self._made = -1e9
+
+    def look(self, running: int, now: float) -> None:
+        """Make everything anew when it is old, or when there are many more sequences (``running``) than it is for."""
+        if now - self._made <= REFRESH and running <= CROWDED * self._count:
+            return
+        self._count = max(self._count * 0.5 ** (min(now - self._made, AGE) / CALM), running, 1)
+        self.planner.age(0.5 ** (min(now - self._made, AGE) / AGE))
+        self.planner.sharing = max(self._sequences(now) / self._members[-1].replicas, 1.0)
+        self._agreement.together = self._count
+        self.tiers = self.ranks.tiers()
+        self._tier_of = {rank: i for i, tier in enumerate(self.tiers) for rank in tier.ranks}
+        self._made = now
+        self._plans.clear()
+        self._tables.clear()
+
+    def plan(self, kind: int, rank: int, current: Plan | None, now: float) -> Plan:
+        """What a sequence should use that uses ``current`` now."""
+        tier = self._tier_of.get(rank, 0)
+        key = kind, tier, current
+        plan = self._plans.get(key)
+        if plan is None:
+            table = self.table(kind, rank, now)
+            plan = self.planner.choose(table, current)
+            seconds = next(choice.seconds for choice in table if choice.plan == plan)
+            plan = self._plans[key] = self._sure(plan, seconds)
+        return plan
+
+    def table(self, kind: int, rank: int, now: float) -> list[Choice]:
+        """What sequences of a kind and rank are planned from, best first."""
+        return self._table(kind, self._tier_of.get(rank, 0), now)
+
+    def fair(self, kind: int, now: float) -> list[Choice]:
+        """The same without regard to ranks."""
+        return self._table(kind, -1 if len(self.tiers) > 1 else 0, now)
+
+    def made(self, kind: int, tier: int) -> list[Choice]:
+        """A table, for people; empty before the first sequence."""
+        return self._table(kind, tier, self._made) if self._made > 0 else []
+
+    def _table(self, kind: int, number: int, now: float) -> list[Choice]:
+        table = self._tables.get((kind, number))
+        if table is None:
+            tier = self.tiers[number] if len(self.tiers) > 1 and number >= 0 else FAIR
+            shift = Deviation(shift=SHIFTS[kind]) if kind != COMMON else None
+            table = self._tables[kind, number] = self.planner.table(
+                self._levels(tier, now),
+                lambda lower, upper: self._agreement.rates(lower, upper, shift),
+                overlapped=self.limits.modes,
+                max_window=self.limits.max_window,
+                waste=self.limits.waste,
+                chains=self.limits.chains,
+            )
+        return table
+
+    def _sequences(self, now: float) -> float:
+        """All that share the levels, those of other routers too: they show in the target's steps."""
+        target = self._members[-1]
+        batch = self._profiles[target.name].batch
+        if batch.weight <= 0:
+            return self._count
+        old: float = 0.5 ** (max(now - batch.at, 0.0) / CALM)
+        return max(self._count, batch.value * target.replicas * old)
+
+    def _levels(self, tier: Tier, now: float) -> list[Level]:
+        count = self._sequences(now)
+        alike, beside = count, 0.0
+        if tier is not FAIR:
+            scale = count / max(sum(each.sequences for each in self.tiers), 1)
+            alike, beside = tier.sharing * scale, tier.beside * scale
+        levels = []
+        for member in self._members:
+            profile = self._profiles[member.name]
+            wait = max(profile.queue.value - profile.curve.seconds(max(count / member.replicas, 1.0)), 0.0)
+            levels.append(
+                Level(
+                    name=member.name,
+                    profile=profile,
+                    weight=0.0 if member.name in self.absent else member.weight,
+                    sharing=max(alike / member.replicas, 1.0),
+                    beside=beside / member.replicas,
+                    wait=wait,
+                )
+            )
+        return levels
+
+    def _sure(self, plan: Plan, seconds: float) -> Plan:
+        """The plan with the confidence at which the lowest level should stop, where that saves time."""
+        if plan.overlapped or len(plan.levels) == 1 or seconds <= 0:
+            return plan
+        lowest = plan.levels[0]
+        step = self._profiles[lowest].curve.seconds(1)
+        rate = self._agreement.rate(lowest, plan.levels[1])
+        least = step / (rate * seconds) if rate > 0 else 1.0
+        return replace(plan, confidence=min(self._trust.threshold(lowest, least), SURE))
