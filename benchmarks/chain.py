@@ -25,26 +25,10 @@ from rich.progress import track
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import results
+from prompts import LONG, SHORT
 from specrouter_level import quantize
 from specrouter_local.client import Answer, Router, Settings
 from specrouter_local.launch import Launcher, Wanted, prepare
-
-SHORT = (
-    "Explain in one paragraph how rainbows form.",
-    "What is the difference between a virus and a bacterium?",
-    "Give three tips for learning a new language.",
-)
-TEXT = (
-    "The museum opens at nine in the morning and closes at six in the evening. On Mondays it stays closed. Tickets "
-    "cost twelve euros, and children under the age of ten go in for free. The oldest room shows coins, maps and "
-    "letters that sailors brought home from the islands. In the garden behind the house there is a small cafe with a "
-    "view of the harbour."
-)
-LONG = (
-    f"Repeat this text word for word:\n\n{TEXT}",
-    f"Correct the spelling of this text, changing nothing else:\n\n{TEXT.replace('evening', 'evenning')}",
-    f"Quote the sentences of this text one by one, each after a number:\n\n{TEXT}",
-)
 
 Run = Callable[[str, int], tuple[list[int], float]]  # prompt, tokens -> (ids, seconds)
 

@@ -146,13 +146,14 @@ class Mesh:
         policy: str = "fixed",
         weights: dict[str, float] | None = None,
         env: Mapping[str, str] | None = None,
+        chain: Mapping[str, Any] | None = None,
         **windows: int,
     ) -> Router:
         """A new router over the levels."""
         number = len(self.routers)
         path = self.folder / f"family-{number}.yaml"
         windows = windows or {"draft": 3, "mid": 4, "target": 6}
-        path.write_text(family_file(self.levels.values(), mode, windows, policy, weights or {}))
+        path.write_text(family_file(self.levels.values(), mode, windows, policy, weights or {}, chain))
         url = redis_url or f"redis://127.0.0.1:{self.valkey.port}"
         router = Router(path, url, self.folder / f"router-{number}.log", env or {})
         self.routers.append(router)
@@ -172,13 +173,18 @@ class Mesh:
 
 
 def family_file(
-    levels: Any, mode: str, windows: dict[str, int], policy: str = "fixed", weights: Mapping[str, float] = NONE
+    levels: Any,
+    mode: str,
+    windows: dict[str, int],
+    policy: str = "fixed",
+    weights: Mapping[str, float] = NONE,
+    chain: Mapping[str, Any] | None = None,
 ) -> str:
-    """The text of a family file."""
+    """The text of a family file. ``chain``: further fields of its chain section."""
     lines = ["name: test", "tokenizer: bytes", "levels:"]
     for level in levels:
         weight = weights.get(level.name, 100)
         lines.append(f'  - {{name: {level.name}, engine: stub, weight: {weight}, address: "{level.address}"}}')
     used = {level.name: windows[level.name] for level in levels if level.name in windows}
-    chain = f"chain: {{policy: {policy}, mode: {mode}, lookahead: 12, windows: {json.dumps(used)}}}"
-    return "\n".join([*lines, chain]) + "\n"
+    section = {"policy": policy, "mode": mode, "lookahead": 12, "windows": used, **(chain or {})}
+    return "\n".join([*lines, f"chain: {json.dumps(section)}"]) + "\n"

