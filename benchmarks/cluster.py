@@ -85,12 +85,12 @@ async def kills(release: Release, load: Load, rows: list[Row]) -> list[Seen]:
 
 async def upgrades(release: Release, load: Load, rows: list[Row]) -> list[Seen]:
     """Upgrade routers, operator and two levels under streams, and roll back."""
-    changed = ["router.podAnnotations.try=2", "operator.podAnnotations.try=2"]
-    changed += ["family.spec.levels[1].slots=24", "family.spec.levels[2].slots=24"]
+    changed = ["--set-string=router.podAnnotations.try=2", "--set-string=operator.podAnnotations.try=2"]
+    changed += ["--set=family.spec.levels[1].slots=24", "--set=family.spec.levels[2].slots=24"]
     upgrade = ["upgrade", release.name, str(CHART), "--values", str(release.values)]
     all_seen = []
     for what, verb in {
-        "upgrade": [*upgrade, *(f"--set={one}" for one in changed)],
+        "upgrade": [*upgrade, *changed],
         "rollback": ["rollback", release.name, "1"],
     }.items():
         await asyncio.to_thread(until, release.settled, 180)

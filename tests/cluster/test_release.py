@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import grpc
 import openai
 import pytest
+import pytest_asyncio
 
 from cluster_load import Load, Seen
 from cluster_mesh import CHART, SCRIPTS, Release, cluster, until
@@ -27,7 +28,7 @@ def release() -> Iterator[Release]:
         yield made
 
 
-@pytest.fixture(scope="module")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def load(release: Release) -> Load:
     made = Load(release, "stub")
     await made.learn()
@@ -162,7 +163,7 @@ async def test_an_upgrade_and_a_rollback_fail_no_request(release: Release, load:
 
         return act
 
-    changed = ["--set", "router.podAnnotations.try=2", "--set", "operator.podAnnotations.try=2"]
+    changed = ["--set-string", "router.podAnnotations.try=2", "--set-string", "operator.podAnnotations.try=2"]
     changed += ["--set", "family.spec.levels[1].slots=24", "--set", "family.spec.levels[2].slots=24"]
     upgrade = ["upgrade", release.name, str(CHART), "--values", str(release.values), *changed]
     sound(await load.during(doing(*upgrade)))
