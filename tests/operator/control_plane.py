@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "tests" / "cluster"
 CRDS = ROOT / "charts" / "specrouter-crds" / "templates"
 NUMBER = "7"  # of the throwaway cluster, so that it can stand beside others
+PARTS = "kube-apiserver kube-controller-manager kube-scheduler kubectl"
 BUILD_S, UP_S, DOWN_S = 2400, 300, 60
 
 
@@ -23,7 +24,7 @@ def control_plane() -> Iterator[Path]:
         apply_definitions(Path(given))
         yield Path(given)
         return
-    environment = {**os.environ, "CLUSTER": NUMBER, "KSERVE_MODE": "host"}
+    environment = {**os.environ, "CLUSTER": NUMBER, "KSERVE_MODE": "host", "K8S_PARTS": PARTS}
     _script("build.sh", ["deps", "k8s", "etcd", "kserve"], environment, BUILD_S)
     try:
         _script("up.sh", ["control", "kserve"], environment, UP_S)

@@ -126,6 +126,21 @@ class Place:
         """A merge patch of the spec."""
         return self.api.merge(resource, name, {"spec": spec})
 
+    def put_back(self, resource: Resource, name: str, spec: Object) -> None:
+        """The whole spec, whatever the operator writes meanwhile."""
+
+        def done() -> bool:
+            now = self.get(resource, name)
+            assert now is not None
+            try:
+                self.api.replace(resource, {**now, "spec": spec})
+            except ApiError as error:
+                assert error.status == 409, error
+                return False
+            return True
+
+        until(f"{name} put back", done)
+
     def get(self, resource: Resource, name: str) -> Object | None:
         """An object as it is."""
         return self.api.get(resource, name)

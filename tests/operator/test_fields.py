@@ -345,9 +345,7 @@ def test_every_field_shows(place: Place) -> None:
             except AssertionError:
                 wrong.append(f"{change.field}: {change.look(place)!r} in place of {change.shows!r}")
         # back to what it was: everything follows
-        now = place.get(resource, name)
-        assert now is not None
-        place.api.replace(resource, {**now, "spec": original})
+        place.put_back(resource, name, original)
     assert not wrong
     place.becomes(before, 60)
 
