@@ -190,6 +190,47 @@ async def test_what_is_freed_can_be_taken_and_who_ended_it_is_told(store: RedisS
     await other.hears(router_pb2.FINISH_CANCELLED)
 
 
+async def test_a_redis_that_takes_no_writes_counts_as_lost_once(store: RedisStore, valkey: ValkeyServer) -> None:
+    owner = Owner("l")
+    owner.commit(store, 1)
+    await owner.hears((1, False))
+    client = valkey.client()
+    client.config_set("maxmemory", "1")
+    try:
+        owner.commit(store, 2)
+        await owner.hears((2, False))
+        await asyncio.sleep(0.5)  # some tries
+        assert store.lost and store.lost_s > 0.3 and owner.record.kept_tokens == 1
+    finally:
+        client.config_set("maxmemory", "0")
+    owner.commit(store, 3)
+    for _ in range(1000):
+        if owner.record.kept_tokens == 3:
+            break
+        await asyncio.sleep(0.01)
+    assert unpack(client.get("specrouter:{l}:tokens")) == [1, 2, 3] and not store.lost
+    assert "specrouter_redis_losses_total 1.0" in store._metrics.text().decode()
+
+
+@pytest.mark.parametrize("part", ["state", "tokens"])
+async def test_a_key_that_is_something_else_harms_its_sequence_only(
+    store: RedisStore, valkey: ValkeyServer, part: str
+) -> None:
+    valkey.client().sadd(f"specrouter:{{m{part}}}:{part}", "x")
+    if part == "tokens":
+        valkey.client().hset(f"specrouter:{{m{part}}}:state", mapping={"epoch": 1, "round": 0, "owner": "me"})
+    bad, good = Owner(f"m{part}"), Owner(f"n{part}")
+    for owner in (bad, good):
+        owner.commit(store, 1)
+    for owner in (bad, good):
+        await owner.hears((1, False))
+        owner.commit(store, 2, ended=True)
+        await owner.hears((2, True))
+    assert not store.lost and bad.record.broken
+    kept = await store.records.read(f"n{part}")
+    assert kept is not None and list(kept.tokens) == [1, 2]
+
+
 async def test_a_broken_record_is_an_error_not_a_crash(store: RedisStore, valkey: ValkeyServer) -> None:
     client = valkey.client()
     client.set("specrouter:{e}:spec", b"\xff\xff")

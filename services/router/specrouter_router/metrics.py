@@ -58,7 +58,7 @@ class Metrics:
             "specrouter_taken_over", "Sequences taken up from another router, or from none", registry=registry
         )
         self.redis_dropped = Counter(
-            "specrouter_redis_dropped", "Ended sequences whose record was given up", registry=registry
+            "specrouter_redis_dropped", "Sequences whose record was given up", registry=registry
         )
 
     def call_ended(self, level: str, outcome: str) -> None:

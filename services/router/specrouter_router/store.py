@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from specrouter.v1 import router_pb2, state_pb2
 from specrouter_core.record import TOKEN_BYTES, pack
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 PAUSE_S = (0.1, 2.0)  # between tries while it is lost, first and longest
 LOG_S = 30.0  # between two log lines about a loss that lasts
 MAX_BATCH = 256  # records in one batch
+BROKEN = ("WRONGTYPE", "attempt to")  # said of keys that hold something else; the latter by Lua
 MAX_ENDED = 1024  # records of ended sequences that wait for a lost Redis; older ones are given up
 
 
@@ -64,6 +65,7 @@ class Record:
     kept_spec: bool = False
     listed: bool = False
     fenced: str = ""  # why nothing can be written any more
+    broken: bool = False  # it can't be written, and goes on without
     tried: float = 0.0  # loop time of the last write
 
 
@@ -142,6 +144,9 @@ class RedisStore:
         if record.fenced:
             record.listener.refused(record.fenced, router_pb2.FINISH_UNSPECIFIED)
             return
+        if record.broken:
+            record.listener.written(len(record.tokens), record.ended)
+            return
         self._due[record] = None
         if self.lost:
             self._let_through(record)
@@ -186,17 +191,21 @@ class RedisStore:
             rest = (write.round, news, int(record.finish), TTL_S, next_owner)
             commands.append(("EVALSHA", self._sha, 3, *names, *expected, *rest))
         results = await self.redis.quick.exchange(commands)
-        if self.lost:
-            self._lost_since = None
-            log.warning("Redis at %s is back; writing %d records", self.address, len(self._due))
-        faults = [result for result in results if isinstance(result, Exception)]
         for write, place in zip(batch, places, strict=True):
-            if not isinstance(results[place], Exception):
-                self._settle(write, results[place])
+            result = results[place]
+            if not isinstance(result, Exception):
+                self._settle(write, result)
+            elif type(result) is ResponseError and any(word in str(result) for word in BROKEN):
+                results[place] = None
+                self._give_up(write.record, result)
+        faults = [result for result in results if isinstance(result, Exception)]
         if faults and all(isinstance(fault, NoScriptError) for fault in faults):
             await self.redis.load(APPEND)
         elif faults:
             raise faults[0]
+        elif self.lost:
+            self._lost_since = None
+            log.warning("Redis at %s is back; %d records are due", self.address, len(self._due))
 
     def _listing(self, write: _Write) -> list[Command]:
         """The owner's list is for finding what a dead one left: what is moving stays on it."""
@@ -249,6 +258,14 @@ class RedisStore:
         record.kept_round, record.kept_tokens = round_, tokens
         if round_ == 0:
             record.kept_spec = record.listed = False
+
+    def _give_up(self, record: Record, error: Exception) -> None:
+        """Something else is where its keys should be: its fault must not keep the others from being written."""
+        self._due.pop(record, None)
+        record.broken = True
+        self._metrics.redis_dropped.inc()
+        log.error("sequence %s: its record can't be written: %s", record.spec.sequence, line(error))
+        record.listener.written(len(record.tokens), record.ended)
 
     def _fence(self, record: Record, epoch: int, round_: int, finish: int) -> None:
         self._due.pop(record, None)
