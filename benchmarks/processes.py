@@ -26,7 +26,7 @@ from specrouter_local.process import TETHER
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 PORTS = range(20_000, 32_000)  # below those that Linux takes for outgoing connections: a part's port stays its own
-START_S = 60.0  # until a part is ready
+START_S = 180.0  # until a part is ready, on a machine that has much else to do
 END_S = 10.0  # until a killed one is gone
 
 

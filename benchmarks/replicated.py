@@ -109,5 +109,6 @@ class Replicated:
             def ready() -> bool:
                 return answers(f"{url}/readyz")
 
-        if not await asyncio.to_thread(until, ready, START_S):
-            raise AssertionError(f"{part} is not ready after {START_S:g} s\n{self.child(part).log.read_text()[-4000:]}")
+        child = self.child(part)
+        if not await asyncio.to_thread(until, lambda: ready() or not child.alive, START_S) or not child.alive:
+            raise AssertionError(f"{part} {'is not ready' if child.alive else 'died'}\n{child.log.read_text()[-4000:]}")

@@ -22,6 +22,8 @@ EPISODES = [
     (number, f"{kind} {where}") for number, (kind, where) in enumerate(FAULTS) if kind not in ("latency", "slow")
 ]
 
+pytestmark = pytest.mark.timeout(400)  # the mesh starts within the first test
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ChaosMesh]:
