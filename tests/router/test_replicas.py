@@ -105,7 +105,7 @@ class Farm:
 
 @pytest.fixture(scope="module")
 def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
-    with ValkeyServer() as valkey:
+    with ValkeyServer(port=free_ports(1)[0]) as valkey:
         made = Farm(tmp_path_factory.mktemp("farm"), valkey, {"draft": "1:1", "target": "1:4,64:5,512:20"})
         try:
             yield made
