@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from specrouter_core.capacity import STUCK, Advice, Load, Offer, pricer
 from specrouter_core.prediction import Level, candidates
@@ -21,6 +21,8 @@ from specrouter_core.profile import Profile
 BEST = 3  # chains that are looked at, of the quickest for a single sequence, and of those for CROWD
 CROWD = 16.0  # sequences that share each step
 WORTH = 0.02  # least share of the time per token that one more GPU must cut
+DOUBT = 1.1  # by which what is in use may miss objective and bound
+MARGIN = 1.3  # times the load for which fewer replicas must be enough
 KEEP = 0.05  # a chain that is in use stays unless another is better by this share
 
 Price = Callable[[Sequence[int]], Advice]
@@ -68,6 +70,40 @@ def spend(
         spent = _chain(offers, chain, bounds, load, room, hop)
         found += [spent] if spent is not None else []
     return min(found, key=lambda spent: _rank(spent, load, used))  # the target alone is always among them
+
+
+def revised(
+    offers: Sequence[Offer],
+    bounds: Mapping[str, Bounds],
+    load: Load,
+    old: Spent,
+    *,
+    gpus: int | None = None,
+    hop: float = 0.0003,
+) -> Spent:
+    """What ``old`` should become under ``load``: itself, as long as it serves.
+
+    The oracle is rough (another window here, a rounding there), so what is in use has the benefit of the doubt: it goes
+    when it misses the objective or the bound by more than ``DOUBT``, or when something cheaper would serve even
+    ``MARGIN`` more load; without an objective, when something is quicker by more than ``KEEP``.
+    Raises ValueError as ``spend`` does.
+    """
+    chain = [offer for offer in offers if offer.name in old.chain and old.replicas.get(offer.name, 0) > 0]
+    new = spend(offers, bounds, load, gpus=gpus, used=old.chain, hop=hop)
+    inside = all(one.least <= old.replicas.get(name, 0) <= one.most for name, one in bounds.items())
+    if not inside or not chain or chain[-1].name != offers[-1].name:
+        return new
+    now = pricer(chain, load, hop=hop)([old.replicas[offer.name] for offer in chain])
+    total = sum(offer.gpus * old.replicas.get(offer.name, 0) for offer in offers)
+    if (gpus is not None and total > gpus) or max(now.utilisation) > load.bound * DOUBT or not _carries(now):
+        return new
+    kept = replace(old, per_token=now.per_token, gpus=total, keeps=True, reason=_told(old.chain, now.per_token))
+    if load.per_token is None:
+        return new if new.per_token < now.per_token * (1 - KEEP) else kept
+    if now.per_token > load.per_token * DOUBT:
+        return new if new.per_token < now.per_token else kept
+    ample = spend(offers, bounds, replace(load, rate=load.rate * MARGIN), gpus=gpus, used=old.chain, hop=hop)
+    return ample if ample.keeps and ample.gpus < total else kept
 
 
 def fit(wanted: Mapping[str, int], planned: Mapping[str, int], cost: Mapping[str, int], gpus: int) -> dict[str, int]:
@@ -137,9 +173,12 @@ def _chain(
     full.update({offer.name: r for offer, r in zip(chain, replicas, strict=True)})
     spent = sum(offer.gpus * full[offer.name] for offer in offers)
     names = tuple(offer.name for offer in chain)
-    what = "+".join(names)
-    reason = f"{what} at {1000 * now.per_token:.1f} ms a token" if now.per_token < STUCK else f"{what} does not keep up"
-    return Spent(full, names, now.per_token, spent, now.keeps, reason)
+    return Spent(full, names, now.per_token, spent, now.keeps, _told(names, now.per_token))
+
+
+def _told(chain: Sequence[str], per_token: float) -> str:
+    what = "+".join(chain)
+    return f"{what} at {1000 * per_token:.1f} ms a token" if per_token < STUCK else f"{what} does not keep up"
 
 
 def _cheapest_gain(

@@ -11,6 +11,7 @@ the family's key is ``namespace/name``.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,11 +23,14 @@ from specrouter_operator.budget import Bounds, Spent
 from specrouter_operator.rules import LevelState, Mesh, Rules
 from specrouter_operator.scaling import Need
 from specrouter_operator.signals import LevelSignal, RouterSignal, Signals
+from specrouter_operator.smooth import smoothed
 
 SHORT, LONG = 6.0, 20.0  # seconds of a level's window; the long one for levels that are seldom measured
 ENOUGH = 5.0  # steps from which the short window will do
 ROUTER_WINDOW = 20.0
 TAIL = 1.2  # p95 of the time per token over its mean, about
+SMOOTH_S = 15.0  # over which load and levels are smoothed for the plan
+QUICK, JUMP = 0.5, 1.4  # see smooth.py
 MOVED = 0.2  # change of the load or a level, as a share, for which the plan is made anew
 PLAN_S = 5.0  # between two plans at least
 BREACH_S = 4.0  # so long an objective must be missed to be urgent
@@ -77,6 +81,8 @@ class Memory:
     known: dict[str, Known] = field(default_factory=dict)
     breach: float | None = None  # since when an objective is missed
     plan: Spent | None = None
+    measured: dict[str, float] = field(default_factory=dict)  # what matters for the plan, smoothed
+    seen: float | None = None  # when that was last measured
     inputs: tuple[object, dict[str, float]] | None = None  # what the plan was made for
     planned: float = -1e9
 
@@ -217,24 +223,37 @@ def _plan(memory: Memory, mesh: Mesh, rules: Rules, routers: RouterSignal, now: 
         memory.plan = None  # nothing to plan for: what is measured decides
         return
     levels = [level for level in mesh.levels if _offer(memory, mesh, level) is not None]
-    if not levels or levels[-1] is not mesh.target or not routers.length or now - memory.planned < PLAN_S:
+    if not levels or levels[-1] is not mesh.target or not routers.length:
         return
-    measured = {"tokens": routers.arrivals * routers.length, "length": routers.length, "prompt": routers.prompt or 1.0}
-    for level in levels:
-        known = memory.known[level.name]
-        measured[f"{level.name} slowness"] = known.slowness
-        measured[f"{level.name} agreement"] = 1 - (known.agreement or 0.0)  # 0.90 and 0.95 are far apart
+    _measure(memory, levels, routers, routers.length, now)
     shape = tuple((level.name, level.least, level.most, level.gpus) for level in levels), rules.objective, rules.gpus
-    if memory.inputs is not None and memory.inputs[0] == shape and not _moved(memory.inputs[1], measured):
+    same = memory.inputs is not None and memory.inputs[0] == shape and not _moved(memory.inputs[1], memory.measured)
+    if same or now - memory.planned < PLAN_S:
         return
     memory.planned = now
-    memory.inputs = shape, measured
-    memory.plan = _search(memory, mesh, levels, rules, measured)
+    memory.inputs = shape, dict(memory.measured)
+    memory.plan = _search(memory, mesh, levels, rules)
 
 
-def _search(
-    memory: Memory, mesh: Mesh, levels: list[LevelState], rules: Rules, measured: Mapping[str, float]
-) -> Spent | None:
+def _measure(memory: Memory, levels: list[LevelState], routers: RouterSignal, length: float, now: float) -> None:
+    """Load and levels as they are now, without most of the noise."""
+    new = {"tokens": routers.arrivals * length, "length": length, "prompt": routers.prompt or 1.0}
+    for level in levels:
+        known = memory.known[level.name]
+        new[f"{level.name} slowness"] = known.slowness
+        if level is not levels[-1]:
+            new[f"{level.name} agreement"] = 1 - (known.agreement or 0.0)  # 0.90 and 0.95 are far apart
+    share = 1 - math.exp(-(now - memory.seen) / SMOOTH_S) if memory.seen is not None else 1.0
+    memory.seen = now
+    memory.measured = {
+        key: smoothed(memory.measured.get(key), value, share=share, quick=max(share, QUICK), jump=JUMP)
+        for key, value in new.items()
+    }
+
+
+def _search(memory: Memory, mesh: Mesh, levels: list[LevelState], rules: Rules) -> Spent | None:
+    """The plan for what is measured; None when the bounds alone need more than the budget (they win, see _within)."""
+    measured = memory.measured
     offers = [offer for level in levels if (offer := _offer(memory, mesh, level)) is not None]
     load = Load(
         rate=max(measured["tokens"] / max(measured["length"], 1.0), 1e-3),
@@ -244,11 +263,14 @@ def _search(
         bound=rules.utilisation,
     )
     bounds = {level.name: Bounds(level.least, level.most) for level in levels}
-    used = [level.name for level in levels if level.replicas > 0]
+    gpus = rules.gpus if mesh.target.gpus else None
+    old = memory.plan
+    if old is None:
+        here = {level.name: level.replicas for level in levels}
+        old = Spent(here, tuple(name for name, count in here.items() if count), 0.0, 0, True, "")
     try:
-        gpus = rules.gpus if mesh.target.gpus else None
-        return budget.spend(offers, bounds, load, gpus=gpus, used=used)
-    except ValueError:  # the bounds alone need more than the budget: they win, see _within
+        return budget.revised(offers, bounds, load, old, gpus=gpus)
+    except ValueError:
         return None
 
 

@@ -25,13 +25,13 @@ from dataclasses import dataclass, field
 from specrouter_core.profile import Curve
 from specrouter_operator.rules import LevelState, Mesh, Rules
 from specrouter_operator.signals import LevelSignal, Pair
+from specrouter_operator.smooth import smoothed
 
 FULL = 100.0
 OUT_AT, BACK_AT = 3.0, 0.9  # excess
 MEDIAN_SLACK, TAIL_SLACK = 1.5, 3.0  # of a step over its calibration
 QUEUE_STEPS = 2.5
-SMOOTH, QUICK = 0.5, 0.8  # weight of a new excess (as a logarithm); where it differs by JUMP
-JUMP = 1.6
+SMOOTH, QUICK, JUMP = 0.5, 0.8, 1.6  # of the excess, see smooth.py
 SLACK = 20.0  # between what is wanted and the weight
 FALL, RISE = 0.7, 0.3  # share of the way to what is wanted that one step goes
 SNAP = 12.0  # this near to 0 or 100, it is 0 or 100
@@ -49,7 +49,7 @@ class LevelMemory:
 
     weight: float = FULL  # before rounding
     published: int = 100
-    smoothed: float | None = None  # logarithm of the excess
+    smoothed: float | None = None  # excess
     healthy_since: float | None = None  # while it is out
     measured: float | None = None  # when its steps were last seen
     retry: float = RETRY
@@ -125,7 +125,8 @@ def _steer(
         return _unmeasured(known, now)
     known.measured = now
     if due:
-        _move(known, _smooth(known, found.value), now)
+        known.smoothed = smoothed(known.smoothed, found.value, share=SMOOTH, quick=QUICK, jump=JUMP)
+        _move(known, known.smoothed, now)
     if known.published == 0 and found.value < OUT_AT:
         return f"out until it has been healthy for {HOLD:g} s: {found.reason}"
     return found.reason
@@ -141,16 +142,6 @@ def _unmeasured(known: LevelMemory, now: float) -> str:
         known.weight, known.published = TRIAL, round(TRIAL)
         return f"out and not measured for long: tried again with {TRIAL:g}"
     return "out, waiting for a measurement"
-
-
-def _smooth(known: LevelMemory, excess: float) -> float:
-    """The excess without most of its noise."""
-    new = math.log(max(excess, 1e-3))
-    if known.smoothed is None:
-        known.smoothed = new
-    quick = abs(new - known.smoothed) > math.log(JUMP)
-    known.smoothed += (QUICK if quick else SMOOTH) * (new - known.smoothed)
-    return math.exp(known.smoothed)
 
 
 def _move(known: LevelMemory, excess: float, now: float) -> None:
