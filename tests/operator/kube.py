@@ -147,7 +147,8 @@ class Place:
 
     def all(self, resource: Resource) -> list[Object]:
         """All objects as they are."""
-        return self.api.list(resource)[0]
+        items = self.api.list(resource)[0]
+        return [{**item, "apiVersion": resource.api_version, "kind": resource.kind} for item in items]
 
     def ready(self, resource: Resource, name: str, seconds: float = SOON) -> Object:
         """Wait until the operator has seen the newest spec, and it is Ready."""
@@ -184,7 +185,8 @@ class Place:
         last: list[Any] = [None, 0.0]
 
         def stable() -> dict[str, Object] | None:
-            if not all(is_ready(item) for resource in (FAMILY, POLICY) for item in self.all(resource)):
+            ours = [item for resource in (FAMILY, POLICY) for item in self.all(resource)]
+            if not all(map(is_ready, ours)) or not all(map(is_complete, [*ours, *self.all(DEPLOYMENT)])):
                 last[0] = None
                 return None
             now, dump = time.monotonic(), self.dump()
@@ -220,6 +222,16 @@ def is_ready(item: Object) -> bool:
     if status.get("observedGeneration") != item["metadata"]["generation"]:
         return False
     return any(one["type"] == "Ready" and one["status"] == "True" for one in status["conditions"])
+
+
+def is_complete(item: Object) -> bool:
+    """Whether every replica that is wanted is there and ready, and no other."""
+    if item["kind"] == DEPLOYMENT.kind:
+        status, want = item.get("status", {}), item["spec"]["replicas"]
+        counts = [status.get(name, 0) for name in ("replicas", "readyReplicas", "updatedReplicas")]
+        return counts == [want] * 3 and status.get("observedGeneration") == item["metadata"]["generation"]
+    levels = item.get("status", {}).get("levels", [])
+    return all(one["desired"] == one["replicas"] == one["ready"] for one in levels)
 
 
 def normal(item: Object, resource: Resource, namespace: str) -> Object:

@@ -185,15 +185,17 @@ def test_an_object_of_somebody_else_is_left_alone(place: Place) -> None:
 
 def test_a_policy_that_does_not_fit_says_so_and_the_older_of_two_wins(place: Place) -> None:
     place.operator()
-    place.create("ModelFamily", "demo", family())
-    place.create("RoutingPolicy", "odd", policy("demo", weights={"pins": {"middle": 10}}))
+    place.create("ModelFamily", "demo", family("draft", "mid", "target"))
+    place.create("RoutingPolicy", "odd", policy("demo", weights={"pins": {"mid": 10}}))
+    place.ready(POLICY, "odd")
+    place.edit(FAMILY, "demo", family("draft", "target"))  # it no longer fits; the API server can't know
 
     def message(name: str, type_: str) -> str:
         item = place.get(POLICY, name) or {}
         found = [one for one in item.get("status", {}).get("conditions", []) if one["type"] == type_]
         return str(found[0]["message"]) if found and found[0]["status"] == "False" else ""
 
-    until("weights.pins named", lambda: "spec.weights.pins.middle: no level has this name" in message("odd", "Ready"))
+    until("weights.pins named", lambda: "spec.weights.pins.mid: no level has this name" in message("odd", "Ready"))
     time.sleep(1.1)  # creation times have whole seconds
     place.create("RoutingPolicy", "late", policy("demo"))
     until("the older wins", lambda: "'odd' is older" in message("late", "Valid"))
