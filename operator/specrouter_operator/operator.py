@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from specrouter_operator.api import Api, ApiError, NotLeaderError
 from specrouter_operator.events import Events
@@ -84,11 +85,9 @@ class Operator:
 
     def start(self) -> None:
         """Start all threads."""
-        bodies: list[tuple[str, Callable[[], None]]] = [("lease", lambda: self.lease.run(self._stop))]
-        bodies += [
-            (resource.plural, lambda mirror=mirror: mirror.run(self._stop))  # type: ignore[misc]
-            for resource, mirror in self._world.mirrors.items()
-        ]
+        bodies: list[tuple[str, Callable[[], None]]] = [("lease", partial(self.lease.run, self._stop))]
+        for resource, mirror in self._world.mirrors.items():
+            bodies.append((resource.plural, partial(mirror.run, self._stop)))
         bodies += [(f"worker-{i}", self._work) for i in range(WORKERS)]
         for name, body in bodies:
             thread = threading.Thread(target=body, name=name, daemon=True)
