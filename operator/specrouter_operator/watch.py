@@ -76,6 +76,7 @@ class Mirror:
             except ApiError as error:
                 if error.status == 410:
                     log.info("%s: version expired, listing anew", self.resource.plural)
+                    stop.wait(FIRST_WAIT * random.uniform(0.5, 1.0))
                     continue
                 if error.status == 404:  # nothing to mirror, as KServe's resources without KServe; look again later
                     self._clear()

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import urllib3
 import yaml
 
-Fault = Literal["none", "409", "429", "500", "hang", "lost", "unsent", "cut", "deaf"]
+Fault = Literal["none", "409", "410", "429", "500", "hang", "lost", "unsent", "cut", "deaf"]
 HANG_S = 3.0
 
 
@@ -63,7 +63,7 @@ class Storm:
             return "none"
         if request.watch:
             self.count += 1
-            return self._random.choice(("cut", "deaf", "none"))
+            return self._random.choice(("cut", "deaf", "410", "none"))
         if self._random.random() > self.share:
             return "none"
         self.count += 1
@@ -140,7 +140,7 @@ class Proxy:
             time.sleep(HANG_S)
             handler.close_connection = True
             return
-        if fault in ("409", "429", "500"):
+        if fault in ("409", "410", "429", "500"):
             self._refuse(handler, int(fault))
             return
         self.writes += request.write
