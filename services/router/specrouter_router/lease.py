@@ -31,7 +31,7 @@ from specrouter_router.records import Records, StoreError
 log = logging.getLogger(__name__)
 
 LEASE_S = 3.0
-RENEW_S = 0.75
+RENEW_S = 0.5
 MAX_ROUTERS = 1000  # looked at
 
 

@@ -41,7 +41,7 @@ MAX_RUNNING = 256
 MAX_STOP_IDS = 16
 TOKENIZE_S = 30.0
 START_S = 120.0  # so long levels may take to come up
-CHECK_S = 0.5  # a sequence that writes nothing for so long asks whether it is still this router's
+CHECK_S = 0.4  # a sequence that writes nothing for so long asks whether it is still this router's
 HAND_OVER_S = 1.0  # for the last writes of a router that stops
 SHORT_S = 5.0  # a loss of Redis that is no longer is ridden out
 
