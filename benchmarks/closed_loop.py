@@ -277,9 +277,11 @@ async def story(loop: Loop, args: argparse.Namespace, say: Callable[[str], None]
     stop = asyncio.Event()
     rules = Rules(tpot={"": OBJECTIVE_S}, up_window=5.0)
     loop.rate = args.rate
-    tasks = [asyncio.create_task(clients(loop, stop)), asyncio.create_task(operate(loop, rules, stop))]
+    tasks = [asyncio.create_task(clients(loop, stop))]
     try:
-        await wander(loop, 20.0)  # routers learn, windows fill
+        await wander(loop, 22.0)  # routers learn, windows are filled with this load alone
+        tasks.append(asyncio.create_task(operate(loop, rules, stop)))
+        await wander(loop, 12.0)
         out = {**await steady(loop, args), **await slow(loop, say), **await double(loop, args, say)}
     finally:
         stop.set()

@@ -25,7 +25,7 @@ from specrouter_operator.scaling import Need
 from specrouter_operator.signals import LevelSignal, RouterSignal, Signals
 from specrouter_operator.smooth import smoothed
 
-SHORT, LONG = 6.0, 20.0  # seconds of a level's window; the long one for levels that are seldom measured
+SHORT, LONG = 4.0, 20.0  # seconds of a level's window; the long one for levels that are seldom measured
 ENOUGH = 5.0  # steps from which the short window will do
 ROUTER_WINDOW = 20.0
 TAIL = 1.2  # p95 of the time per token over its mean, about
@@ -34,6 +34,7 @@ QUICK, JUMP = 0.5, 1.4  # see smooth.py
 MOVED = 0.2  # change of the load or a level, as a share, for which the plan is made anew
 PLAN_S = 5.0  # between two plans at least
 BREACH_S = 4.0  # so long an objective must be missed to be urgent
+SETTLE_S = 25.0  # after replicas were added, until it shows whether they were enough
 FORGET_S = 600.0  # how slow a level was is forgotten so long after it was last seen
 UNKNOWN = 0.6  # agreement of a level that was not measured yet
 MAX_FAMILIES = 1024
@@ -80,6 +81,7 @@ class Memory:
     scaling: dict[str, scaling.Memory] = field(default_factory=dict)
     known: dict[str, Known] = field(default_factory=dict)
     breach: float | None = None  # since when an objective is missed
+    grown: float | None = None  # when replicas were last added, or were not ready yet
     plan: Spent | None = None
     measured: dict[str, float] = field(default_factory=dict)  # what matters for the plan, smoothed
     seen: float | None = None  # when that was last measured
@@ -144,6 +146,8 @@ class Control:
     ) -> dict[str, Need]:
         if fresh and rules.automatic:
             _plan(memory, mesh, rules, routers, now)
+        if any(level.ready < level.replicas for level in mesh.levels):
+            memory.grown = now
         urgent = _urgent(memory, rules, routers, now) and fresh
         tightest = max(mesh.levels, key=lambda level: loads[level.name]).name
         needs: dict[str, Need] = {}
@@ -157,7 +161,10 @@ class Control:
             needs[level.name] = scaling.follow(known, level, need, rules, now, fresh=fresh, urgent=urgent)
             if signal.steps > 0:
                 below = level, signal
-        return _within(memory, mesh, rules, needs) if rules.automatic else needs
+        needs = _within(memory, mesh, rules, needs) if rules.automatic else needs
+        if any(needs[level.name].count > level.replicas for level in mesh.levels):
+            memory.grown = now
+        return needs
 
 
 def _level(signals: Signals, family: str, level: str, now: float) -> LevelSignal:
@@ -186,7 +193,7 @@ def _stale(mesh: Mesh, rules: Rules, seen: Mapping[str, LevelSignal], routers: R
 
 
 def _urgent(memory: Memory, rules: Rules, routers: RouterSignal, now: float) -> bool:
-    """Whether an objective has been missed for a while."""
+    """Whether an objective has been missed for a while, and nothing that was added may still help."""
     missed = False
     for objectives, measured in ((rules.tpot, routers.tpot), (rules.ttft, routers.ttft)):
         for name, limit in objectives.items():
@@ -196,7 +203,8 @@ def _urgent(memory: Memory, rules: Rules, routers: RouterSignal, now: float) -> 
         memory.breach = None
         return False
     memory.breach = now if memory.breach is None else memory.breach
-    return now - memory.breach >= BREACH_S
+    settled = memory.grown is None or now - memory.grown >= SETTLE_S
+    return settled and now - memory.breach >= BREACH_S
 
 
 def _need(

@@ -54,7 +54,7 @@ class Receiver:
         """Listen on ``host:port``; returns the port. OSError when it is taken. May be stopped and started again."""
         server = grpc.server(ThreadPoolExecutor(WORKERS, "otlp"), options=OPTIONS, maximum_concurrent_rpcs=MAX_WAITING)
         # Requests come as bytes: what gRPC itself can't parse, it answers with INTERNAL and a traceback in the log.
-        handler = grpc.unary_unary_rpc_method_handler(
+        handler: grpc.RpcMethodHandler[bytes, ExportMetricsServiceResponse] = grpc.unary_unary_rpc_method_handler(
             self._export, None, ExportMetricsServiceResponse.SerializeToString
         )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Export": handler}),))
