@@ -9,10 +9,12 @@ four things are measured for the simulator, all on the target alone:
 - router: CPU time of the router process per token.
 
 Then, per chain and per load (1, 4, 16 sequences), mean time per token of both. Growth: 100 to 100,000 sequences at once
-over 1 to 256 replicas of each level with adaptive plans; router_us_per_round is the real time that machines and
-planners took in the simulation, for each round (a commit of some tokens).
+over 1 to 256 replicas of each level; router_us_per_round is the real time that machines and planners took in the
+simulation, for each round (a commit of some tokens). With adaptive plans the chains differ with the load of a replica,
+and a chain of more levels has more replies in a round; so the growth is also measured with one pinned plan, from
+which the router learns all the same. Table: what it takes to plan, by levels and loads.
 
-    .venv/bin/python benchmarks/simulator.py [--part real growth] [--repeats 2]
+    .venv/bin/python benchmarks/simulator.py [--part real growth table] [--repeats 2]
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ import results
 from specrouter_core.adaptive import Adaptive, Member
 from specrouter_core.adaptive_policy import AdaptivePolicy
 from specrouter_core.chain import Plan
-from specrouter_core.profile import Curve
+from specrouter_core.planner import Planner
+from specrouter_core.prediction import Level
+from specrouter_core.profile import Curve, Profile
 from specrouter_core.replica import SimLevel
 from specrouter_core.simulator import Policy, Simulator
 from specrouter_core.workload import Arrival, Summary, Workload
@@ -189,41 +193,70 @@ def against_real(repeats: int, console: Console, folder: Path) -> tuple[list[dic
     return rows, {"simulator_error_max": max(abs(row["error"]) for row in rows), **told}
 
 
+def grown(sequences: int, replicas: int, tokens: int, pinned: Plan | None) -> dict[str, float]:
+    """One size."""
+    members = [Member(name, costs, replicas) for name, costs in COSTS.items()]
+    levels = [SimLevel(name, Curve.of(costs), AGREEMENT[name], replicas) for name, costs in COSTS.items()]
+    routers = max(1, sequences // 2000)
+    policy = AdaptivePolicy(lambda: Adaptive(members), routers, pinned)
+    simulator = Simulator(levels, policy, routers=routers, stopwatch=time.perf_counter)
+    gc.collect()
+    gc.disable()  # collections belong to the simulator's own heap of events
+    begin = time.perf_counter()
+    done = simulator.run(Workload(sequences, tokens=(tokens, tokens)).arrivals(1))
+    seconds = time.perf_counter() - begin
+    gc.enable()
+    summary = Summary.of(done)
+    return {
+        "sequences": sequences, "replicas": replicas, "routers": routers, "tokens": summary.tokens,
+        "rounds": simulator.rounds,
+        "router_us_per_round": round(1e6 * simulator.router_cost / simulator.rounds, 1),
+        "router_us_per_reply": round(1e6 * simulator.router_cost / simulator.router_events, 1),
+        "replies_per_round": round(simulator.router_events / simulator.rounds, 2),
+        "ms_per_token": round(1000 * summary.per_token_mean, 2), "wall_s": round(seconds, 1),
+    }  # fmt: skip
+
+
 def growth() -> tuple[list[dict], dict]:
-    """One row per size."""
-    rows = []
-    for sequences, replicas, tokens in GROWTH:
-        members = [Member(name, costs, replicas) for name, costs in COSTS.items()]
-        levels = [SimLevel(name, Curve.of(costs), AGREEMENT[name], replicas) for name, costs in COSTS.items()]
-        routers = max(1, sequences // 2000)
-        policy = AdaptivePolicy(lambda members=members: Adaptive(members), routers)
-        simulator = Simulator(levels, policy, routers=routers, stopwatch=time.perf_counter)
-        gc.collect()
-        gc.disable()  # collections belong to the simulator's own heap of events
-        begin = time.perf_counter()
-        done = simulator.run(Workload(sequences, tokens=(tokens, tokens)).arrivals(1))
-        seconds = time.perf_counter() - begin
-        gc.enable()
-        summary = Summary.of(done)
-        rows.append({
-            "sequences": sequences, "replicas": replicas, "routers": routers, "tokens": summary.tokens,
-            "rounds": simulator.rounds,
-            "router_us_per_round": round(1e6 * simulator.router_cost / simulator.rounds, 1),
-            "router_us_per_reply": round(1e6 * simulator.router_cost / simulator.router_events, 1),
-            "replies_per_round": round(simulator.router_events / simulator.rounds, 2),
-            "ms_per_token": round(1000 * summary.per_token_mean, 2), "wall_s": round(seconds, 1),
-        })  # fmt: skip
-    summary = {}
-    for name in ("reply", "round"):  # a round takes more replies where a chain has more levels
-        costs = [row[f"router_us_per_{name}"] for row in rows]
-        summary[f"growth_per_{name}"] = round(costs[-1] / costs[0], 3)
-        summary[f"growth_per_{name}_worst"] = round(max(costs) / costs[0], 3)
+    """One row per size and kind of plans."""
+    rows: list[dict] = []
+    summary: dict[str, float] = {}
+    for kind, pinned in (("pinned", Plan(("draft", "target"), (4, 4), 4, False)), ("adaptive", None)):
+        mine = [{"plans": kind, **grown(*size, pinned)} for size in GROWTH]
+        costs = [row["router_us_per_round"] for row in mine]
+        replies = [row["router_us_per_reply"] for row in mine]
+        summary[f"growth_per_round_{kind}"] = round(costs[-1] / costs[0], 3)
+        summary[f"growth_per_round_{kind}_worst"] = round(max(costs) / costs[0], 3)
+        summary[f"growth_per_reply_{kind}"] = round(replies[-1] / replies[0], 3)
+        rows += mine
     return rows, summary
+
+
+def table() -> tuple[list[dict], dict]:
+    """Milliseconds for all candidates of 2 to 5 levels in both modes, alone and with 16 sequences together."""
+    names = (("a", 0.001), ("b", 0.002), ("c", 0.004), ("d", 0.009), ("e", 0.03))
+    rows = []
+    for count in (2, 3, 4, 5):
+        for sharing in (1.0, 16.0):
+            levels = [
+                Level(name, Profile(curve=Curve.of({1: t, 16: 1.05 * t, 64: 1.5 * t})), sharing=sharing)
+                for name, t in names[-count:]
+            ]
+            planner, took = Planner(), []
+            for _ in range(200):
+                begin = time.perf_counter()
+                found = planner.table(levels, lambda lower, upper: [0.7] * 16)
+                took.append(1000 * (time.perf_counter() - begin))
+            rows.append({
+                "levels": count, "sequences": sharing, "candidates": len(found),
+                "median_ms": round(statistics.median(took), 3), "least_ms": round(min(took), 3),
+            })  # fmt: skip
+    return rows, {"table_ms_5_levels": max(row["median_ms"] for row in rows if row["levels"] == 5)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=("real", "growth"), default=["real", "growth"])
+    parser.add_argument("--part", nargs="+", choices=("real", "growth", "table"), default=["real", "growth", "table"])
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     if "real" in args.part:
@@ -231,6 +264,8 @@ def main() -> None:
             results.write("simulator", *against_real(args.repeats, Console(stderr=True), Path(folder)))
     if "growth" in args.part:
         results.write("growth", *growth())
+    if "table" in args.part:
+        results.write("table", *table())
 
 
 if __name__ == "__main__":

@@ -20,11 +20,15 @@ TOKENS = 16  # judged at once
 
 
 class AdaptivePolicy(Policy):
-    """Sequences belong to ``routers`` in turn, as in the simulator. ``make`` builds one router's ``Adaptive``."""
+    """Sequences belong to ``routers`` in turn, as in the simulator. ``make`` builds one router's ``Adaptive``.
 
-    def __init__(self, make: Callable[[], Adaptive], routers: int = 1) -> None:
+    With ``pinned`` all sequences use that plan, and what it shows is learnt.
+    """
+
+    def __init__(self, make: Callable[[], Adaptive], routers: int = 1, pinned: Plan | None = None) -> None:
         self.routers: Sequence[Adaptive] = [make() for _ in range(routers)]
         self._due: list[dict[str, float]] = [{m.name: 0.0 for m in router.members[:-1]} for router in self.routers]
+        self._pinned = pinned
         self._simulator: Simulator | None = None
 
     def attach(self, simulator: Simulator) -> None:
@@ -33,7 +37,7 @@ class AdaptivePolicy(Policy):
 
     def first(self, sequence: int, now: float) -> Plan:
         """See Policy."""
-        return self._of(sequence).begin(sequence, now)
+        return self._of(sequence).begin(sequence, now, plan=self._pinned)
 
     def next(self, sequence: int, machine: Machine, commit: Commit, now: float) -> Plan | None:
         """See Policy."""

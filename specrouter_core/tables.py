@@ -23,6 +23,7 @@ COMMON = 2
 AGE = 60.0  # seconds after which a correction that is not renewed counts half
 CALM = 0.7  # seconds after which half of the sequences that have gone are still counted: they may come again
 CROWDED = 1.25  # times as many sequences as the tables were made for: they are made anew
+NEVER = -1e9  # before any table was made
 SURE = 0.9  # the highest threshold of confidence
 
 FAIR = Tier((), 0, 1.0, 0.0)  # as if all were alike: what predictions are measured against
@@ -79,12 +80,12 @@ class Tables:
         self._tables: dict[tuple[int, int], list[Choice]] = {}
         self._plans: dict[tuple[int, int, Plan | None], Plan] = {}
         self._tier_of: dict[int, int] = {}  # by rank
-        self._made = -1e9
+        self._made = NEVER
         self._count = 1.0  # sequences, falling slowly
 
     def changed(self) -> None:
         """Something is not as it was: nothing made before holds any more."""
-        self._made = -1e9
+        self._made = NEVER
 
     def look(self, running: int, now: float) -> None:
         """Make everything anew when it is old, or when there are many more sequences (``running``) than it is for."""
@@ -122,7 +123,7 @@ class Tables:
 
     def made(self, kind: int, tier: int) -> list[Choice]:
         """A table, for people; empty before the first sequence."""
-        return self._table(kind, tier, self._made) if self._made > 0 else []
+        return self._table(kind, tier, self._made) if self._made > NEVER else []
 
     def _table(self, kind: int, number: int, now: float) -> list[Choice]:
         table = self._tables.get((kind, number))

@@ -175,7 +175,10 @@ def test_classes_chains_and_waste_are_kept_and_shown(world: Mesh) -> None:
     assert tiers[0]["sharing"] < tiers[-1]["sharing"] and tiers[0]["levels"][-1] == "target"
     seen = status(router)
     assert {tuple(plan["levels"]) for plan in seen["plans"]} <= {("mid", "target"), ("target",)}
-    assert set(seen["confidence"]) <= {"mid", "draft"}
+    assert set(seen["confidence"]) <= {"mid", "draft"} and until(lambda: not status(router)["tiers"])
+    body = {"model": "test", "prompt": "once", "specrouter": {"chain": ["draft", "target"]}}
+    refused = router.post("/v1/completions", body)
+    assert refused.status_code == 400 and "mid+target" in refused.json()["error"]["message"]
 
 
 def test_pins_are_kept_whatever_is_better(adaptive: Router) -> None:

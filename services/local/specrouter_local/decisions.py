@@ -20,6 +20,8 @@ def decisions(adaptive: Mapping[str, Any], levels: Sequence[str]) -> Group:
     parts.append(_profiles(adaptive["profiles"]))
     if adaptive["agreement"]:
         parts.append(_agreement(adaptive["agreement"], levels))
+    if len(adaptive["tiers"]) > 1:
+        parts.append(_tiers(adaptive["tiers"]))
     parts.append(Text(_summary(adaptive), style="dim"))
     return Group(*parts)
 
@@ -64,6 +66,22 @@ def _agreement(pairs: Sequence[Mapping[str, Any]], levels: Sequence[str]) -> Tab
     table = _table("agrees with", *levels[1:], left=1)
     for lower in levels[:-1]:
         table.add_row(Text(lower, style="bold"), *(rates.get((lower, upper), "") for upper in levels[1:]))
+    return table
+
+
+def _tiers(tiers: Sequence[Mapping[str, Any]]) -> Table:
+    """Who goes first: what each tier's common sequence would use."""
+    table = _table("priority", "chain", "windows", "sequences", "planned as", left=2)
+    for tier in tiers:
+        ranks = ", ".join(map(str, tier["priorities"])) + (", behind" if tier["behind"] else "")
+        alone = len(tier["levels"]) == 1
+        table.add_row(
+            Text(ranks, style="bold"),
+            " > ".join(tier["levels"]),
+            "" if alone else " ".join(map(str, tier["windows"])),
+            str(tier["sequences"]),
+            f"{tier['sharing']:.0f} sharing + {tier['beside']:.0f}",
+        )
     return table
 
 

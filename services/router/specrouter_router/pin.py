@@ -26,9 +26,14 @@ class Pin:
     mode: Mode | None = None
     least: tuple[int, ...] = ()
 
-    def check(self, names: Sequence[str]) -> None:
-        """Raises InvalidError, naming the field. ``names`` are the family's levels, lowest first."""
+    def check(self, names: Sequence[str], chains: Sequence[Sequence[str]] = ()) -> None:
+        """Raises InvalidError, naming the field.
+
+        ``names`` are the family's levels, lowest first; ``chains`` are those that may be used, all when empty.
+        """
         self._check_chain(names)
+        if self.chain and chains and self.chain not in map(tuple, chains):
+            raise InvalidError("chain", "the family allows only " + ", ".join("+".join(chain) for chain in chains))
         if self.windows and not self.chain:
             raise InvalidError("windows", "only with chain")
         if self.windows:

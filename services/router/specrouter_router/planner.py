@@ -40,7 +40,7 @@ class FixedPlanner:
 
     def course(self, name: str, pin: Pin, length: int, traffic: str) -> Course:
         """The course of a sequence of at most ``length`` tokens. Raises InvalidError when ``pin`` is wrong."""
-        pin.check(self._names)
+        pin.check(self._names, self._chain.chains)
         return FixedCourse(self.wanted(pin, length), self._links)
 
     def steer(self, weights: Mapping[str, float], chain: ChainSpec) -> None:
@@ -112,7 +112,7 @@ class AdaptivePlanner:
 
     def course(self, name: str, pin: Pin, length: int, traffic: str) -> Course:
         """The course of a sequence of at most ``length`` tokens. Raises InvalidError when ``pin`` is wrong."""
-        pin.check(self._names)
+        pin.check(self._names, self._chain.chains)
         self.look(self.now())
         wanted = self._fixed.wanted(pin, length)
         if pin.windows:
