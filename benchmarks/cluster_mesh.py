@@ -208,6 +208,8 @@ def until(what: Callable[[], object], seconds: float, pause: float = 0.25) -> fl
 
 def models_volume(release: Release) -> None:
     """The demo models, from where `specrouter models pull demo` puts them, as the claim ``demo-models``; one node."""
+    for file in MODELS.rglob("*"):
+        file.chmod(file.stat().st_mode | 0o044)  # pods are not root
     volume = {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
