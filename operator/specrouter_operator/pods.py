@@ -9,6 +9,12 @@ from specrouter_operator.settings import Settings
 
 HTTP_PORT, GRPC_PORT = 8080, 9000
 MODEL_PATH = "/mnt/models"
+TLS_PATH = "/etc/specrouter/tls"
+TLS_ARGUMENTS = [
+    f"--tls-cert={TLS_PATH}/tls.crt",
+    f"--tls-key={TLS_PATH}/tls.key",
+    f"--tls-client-ca={TLS_PATH}/ca.crt",
+]
 GPU = "nvidia.com/gpu"
 DEFAULTS = {"cpu": ("100m", "1"), "memory": ("256Mi", "2Gi")}  # request and limit of a level that gives neither
 LOADING_S, PROBE_S = 1800, 5  # how long weights may take to load, seconds between two probes
@@ -38,7 +44,7 @@ def pod_spec(
     environment = _environment(family, namespace, level, settings)
     if keeps_kv(level) and settings.kv_secret:
         environment += _kv_environment(settings.kv_secret)
-        volumes.append({"name": "kv", "secret": {"secretName": settings.kv_secret, "defaultMode": 0o440}})
+        volumes.append({"name": "kv", "secret": {"secretName": settings.kv_secret, "defaultMode": 0o444}})
         mounts.append({"name": "kv", "mountPath": KV_PATH, "readOnly": True})
     if level.pvc is not None:
         claim = {"claimName": level.pvc.claim_name, "readOnly": True}
@@ -51,6 +57,9 @@ def pod_spec(
         volumes.append({"name": "weights", "emptyDir": {}})
         mounts.append({"name": "weights", "mountPath": MODEL_PATH, "readOnly": True})
         init.append(_fetch(level.storage_uri, settings))
+    if settings.level_tls_secret:
+        volumes.append({"name": "tls", "secret": {"secretName": settings.level_tls_secret, "defaultMode": 0o444}})
+        mounts.append({"name": "tls", "mountPath": TLS_PATH, "readOnly": True})
     container: Object = {
         "name": "kserve-container",  # the name that KServe's webhook looks for
         "image": level.image or spec.image or settings.level_image,

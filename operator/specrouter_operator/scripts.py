@@ -55,6 +55,9 @@ def run(  # noqa: PLR0913  # the command line's options
     ] = Settings.storage_image,
     otlp_endpoint: Annotated[str, _option("otlp-endpoint", "Where levels push metrics, http://host:port.")] = "",
     kv_secret: Annotated[str, _option("kv-secret", "Secret with url and key for levels' KV checkpoints.")] = "",
+    level_tls_secret: Annotated[
+        str, _option("level-tls-secret", "Secret with which levels speak TLS (tls.crt, tls.key, ca.crt).")
+    ] = "",
     relist_seconds: Annotated[float, _option("relist-seconds", "Between full reads.", low=1)] = Pace.relist,
     watch_seconds: Annotated[int, _option("watch-seconds", "Of one watch.", low=1)] = Pace.watch,
     lease_seconds: Annotated[float, _option("lease-seconds", "Of the leader's lease.", low=1)] = Pace.lease,
@@ -69,7 +72,7 @@ def run(  # noqa: PLR0913  # the command line's options
         log.error("no API server: %s", error)
         raise typer.Exit(2) from error
     pace = Pace(relist=relist_seconds, watch=watch_seconds, lease=lease_seconds, retry=min(2.0, lease_seconds / 6))
-    settings = Settings(level_image, storage_image, otlp_endpoint, kv_secret)
+    settings = Settings(level_image, storage_image, otlp_endpoint, kv_secret, level_tls_secret)
     name = identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     sources = Sources()
     try:
