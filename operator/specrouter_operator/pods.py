@@ -63,7 +63,7 @@ def pod_spec(
     container: Object = {
         "name": "kserve-container",  # the name that KServe's webhook looks for
         "image": level.image or spec.image or settings.level_image,
-        "args": arguments(spec, level),
+        "args": arguments(spec, level) + (TLS_ARGUMENTS if settings.level_tls_secret else []),
         "env": environment,
         "ports": [
             {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
