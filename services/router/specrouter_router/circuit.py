@@ -24,7 +24,7 @@ class Circuit:
         self.state: Literal["closed", "half-open", "open"] = "closed"
         self.failures = 0  # not yet forgotten
         self.losses = 0  # all there were
-        self._errors = 0  # in a row
+        self.errors = 0  # in a row; whoever hears an answer sets it to 0
         self._until = 0.0
         self._failed = 0.0  # when it last did
 
@@ -36,22 +36,18 @@ class Circuit:
             self.failures += 1
             self.losses += 1
         self._failed = now
-        self._errors = 0
+        self.errors = 0
         pause = min(FIRST_S * 2 ** max(min(self.failures - 1, 16), 0), LAST_S)
         self._until = now + pause * random.uniform(0.5, 1)
         self.state = "open"
 
     def erred(self, now: float) -> bool:
         """It failed a call. Returns whether that opened the circuit."""
-        self._errors += 1
-        if self._errors < ERRORS or self.state != "closed":
+        self.errors += 1
+        if self.errors < ERRORS or self.state != "closed":
             return False
         self.failed(now)
         return True
-
-    def answered(self) -> None:
-        """It answered a call."""
-        self._errors = 0
 
     def due(self, now: float) -> bool:
         """Whether it should be asked now; it is half-open then."""

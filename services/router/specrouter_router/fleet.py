@@ -62,6 +62,13 @@ class Fleet:
         await asyncio.gather(*self._closing, *(link.close() for link in self.links.values()))
         self.endpoints.close()
 
+    def empty(self, link: Link) -> None:
+        """Free what it holds of sequences that need not stay. Those with a call in flight move at their next."""
+        busy = {flight.seat for flight in link.inflight.values()}
+        for seat in [seat for seat in link.seats if seat not in busy]:
+            link.release(seat.sequence)
+            seat.forget(link)
+
     def drop(self, link: Link) -> None:
         """Nothing of it is needed any more."""
         self.links.pop(link.address, None)

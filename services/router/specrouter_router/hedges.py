@@ -39,7 +39,8 @@ class Hedges:
 
     def answered(self, drawn: int, read: int, seconds: float) -> None:
         """A call was answered in full."""
-        self._saved = min(self._saved + SHARE, SAVED)
+        if self._saved < SAVED:
+            self._saved += SHARE
         size = drawn.bit_length(), (read >> 5).bit_length()
         quantile = self._by_size.get(size)
         if quantile is None:

@@ -113,7 +113,8 @@ class Judge:
         info = self._links[name].info
         if not tokens or info is None or info.max_length < base + len(tokens) + 1:
             return
-        unread = base - min(sequence.seat(name).held, base)
+        seat = sequence.seat(name)
+        unread = base - min(seat.held(seat.link), base)
         cost = self.adaptive.profiles[name].curve.seconds(unread + len(tokens))
         if cost > budget.saved:
             return
@@ -126,7 +127,7 @@ class Judge:
         self._metrics.scores.inc()
         draws = {commit.start + i: drawn for i, drawn in enumerate(commit.draws)}
         score = Score(self, sequence, name, base, tokens, draws, probes, cost)
-        self._links[name].send(Flight(score, 0, False, sequence.seat(name)))
+        self._links[name].send(Flight(score, 0, False, seat))
 
     def heard(self, score: Score, reply: pb.ExtendReply, total: float) -> None:
         """A level has judged."""

@@ -32,6 +32,10 @@ class Parking:
         flights, self._flights = self._flights, []
         return flights
 
+    def in_vain(self, why: str) -> str:
+        """What is said of a call that has waited long enough."""
+        return f"{why} (waited {PATIENCE_S:g} s)"
+
     def expired(self, now: float) -> list[Flight]:
         """Those that have waited long enough."""
         gone = [flight for flight in self._flights if flight.patience <= now]

@@ -39,7 +39,10 @@ def misplaced(links: Sequence[Link], now: float) -> list[tuple[Seat, Link]]:
     if _wait(worst, len(worst.seats) - 1, best, now) < UNEVEN * _wait(there, len(there.seats), best, now):
         return []
     free = [seat for seat in worst.seats if seat.left is None and now - seat.moved > STAY_S]
-    return [(seat, there) for seat in sorted(free, key=lambda seat: seat.held)[: math.ceil(len(worst.seats) / AT_ONCE)]]
+    return [
+        (seat, there)
+        for seat in sorted(free, key=lambda seat: seat.held(worst))[: math.ceil(len(worst.seats) / AT_ONCE)]
+    ]
 
 
 def compare(links: Sequence[Link], now: float) -> None:

@@ -30,6 +30,7 @@ from specrouter_router.link import Link
 from specrouter_router.metrics import Metrics
 from specrouter_router.parking import Parking
 from specrouter_router.seat import Seat
+from specrouter_router.tempo import SAMPLE_S
 
 log = logging.getLogger(__name__)
 
@@ -97,11 +98,9 @@ class Replicas:
     def withdraw(self, flight: Flight) -> None:
         """Its answer is of no use any more."""
         for each in (flight, flight.twin):
-            if each is None:
-                continue
-            if each.number and each.link is not None:
+            if each is not None and each.number and each.link is not None:
                 each.link.withdraw(each)
-            else:
+            elif each is not None:
                 self._parking.remove(each)
 
     def release(self, seat: Seat) -> None:
@@ -132,9 +131,8 @@ class Replicas:
         link.good = link.usable and link.circuit.state == "closed" and not (link.draining or link.leaving)
         was = self.ready
         self.ready = bool(self.fleet.good or (self._vital and self.fleet.usable))
-        if self.ready:
-            for flight in self._parking.empty():
-                self._go(flight)
+        for flight in self._parking.empty() if self.ready else ():
+            self._go(flight)
         if self.ready and not was:
             self._on_ready(self.name)
 
@@ -201,8 +199,7 @@ class Replicas:
         link = self._choose(besides=flight.link)
         if link is None or not link.good or link.odd or flight.seat.ended:
             return
-        held = flight.seat.holdings[link].held if link in flight.seat.holdings else 0
-        late = self.hedges.late(flight.drawn, flight.read + max(flight.base - held, 0))
+        late = self.hedges.late(flight.drawn, flight.read + max(flight.base - flight.seat.held(link), 0))
         if waited > late and self.hedges.spend():
             flight.twin = Flight(flight.owner, flight.call, flight.patient, flight.seat, twin=flight, second=True)
             link.send(flight.twin)
@@ -259,9 +256,13 @@ class Replicas:
         if link is None:
             return
         link.calls += 1
-        link.circuit.answered()
-        link.tempo.answered(reply.timing, now)
-        flight.holding.confirm()
+        if link.circuit.errors:
+            link.circuit.errors = 0
+        if now - link.tempo.at > SAMPLE_S:
+            link.tempo.answered(reply.timing, now)
+        holding = flight.seat.holdings.get(link)
+        if holding is not None:
+            holding.confirm()
         self.hedges.answered(flight.drawn, flight.read, now - flight.sent)
         twin = flight.twin
         if twin is not None:
@@ -322,13 +323,14 @@ class Replicas:
             self._loop.call_later(SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
+        self._sweeping = False
         now = self._loop.time()
         several = self.count > 1
         for flight in self.inflight:
             if flight.deadline <= now:
                 self._late(flight, "no answer before the call's deadline", gone=False)
             elif 0 < flight.patience <= now:
-                self._late(flight, f"{self.why_down} (waited {parking.PATIENCE_S:g} s)", gone=True)
+                self._late(flight, self._parking.in_vain(self.why_down), gone=True)
             elif several:
                 waited = now - flight.sent
                 late = self.hedges.late(flight.drawn, flight.read)
@@ -337,8 +339,7 @@ class Replicas:
                 elif waited > late and flight.twin is None:
                     self._hedge(flight, waited)
         for flight in self._parking.expired(now):
-            flight.owner.failed(flight, f"{self.why_down} (waited {parking.PATIENCE_S:g} s)", True)
-        self._sweeping = False
+            flight.owner.failed(flight, self._parking.in_vain(self.why_down), True)
         if self._parking or self.inflight:
             self._sweep_later()
 
@@ -361,7 +362,10 @@ class Replicas:
             for link in list(self.fleet.links.values()):
                 if late > LATE_S:
                     link.heard = min(link.heard + late, now)
-                self._check(link, now)
+                try:
+                    self._check(link, now)
+                except Exception:  # whatever it is, the others must be looked at, again and again
+                    log.exception("looking at level %s at %s failed", self.name, link.address)
             good = self.fleet.good
             placement.compare(good, now)
             for seat, there in placement.misplaced(good, now):
@@ -371,8 +375,8 @@ class Replicas:
     def _check(self, link: Link, now: float) -> None:
         if link.overdue(now, due=link.circuit.due(now) if link.ready else False):
             self._hush(link, now)
-        if link.draining or link.leaving:
-            self._empty(link)
+        if (link.draining or link.leaving) and (self.fleet.good or not self._vital):
+            self.fleet.empty(link)
         if link.leaving and not (link.ready and (link.seats or link.inflight)):
             self.fleet.drop(link)
 
@@ -388,12 +392,3 @@ class Replicas:
             else:
                 link.withdraw(flight)
                 self._strand(flight, "it is silent")
-
-    def _empty(self, link: Link) -> None:
-        """Free what it holds of sequences that need not stay. Those with a call in flight move at their next."""
-        if self._vital and not self.fleet.good:
-            return
-        busy = {flight.seat for flight in link.inflight.values()}
-        for seat in [seat for seat in link.seats if seat not in busy]:
-            link.release(seat.sequence)
-            seat.forget(link)

@@ -27,10 +27,9 @@ class Seat:
         self._text = text
         self._params = params
 
-    @property
-    def held(self) -> int:
-        """Tokens that the replica of its next call is believed to hold."""
-        holding = self.holdings.get(self.link) if self.link is not None else None
+    def held(self, link: Link | None) -> int:
+        """Tokens that the replica is believed to hold."""
+        holding = self.holdings.get(link) if link is not None else None
         return holding.held if holding is not None else 0
 
     def at(self, link: Link) -> Holding:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.profile import Curve
 
-SAMPLE_S = 0.02  # at most one reply in this time is looked at: more would tell nothing new
+SAMPLE_S = 0.02  # one reply in this time is enough: more would tell nothing new
 ROWS = 8  # tokens of the step by which replicas are compared
 FLOOR_S = 0.001  # added to each, so that differences below a hop's own time mean nothing
 WEIGHT = 0.1  # of one reply, on the queue's mean
@@ -28,8 +28,8 @@ class Tempo:
         self.at = 0.0
 
     def answered(self, timing: pb.Timing, now: float) -> None:
-        """A call was answered."""
-        if timing.steps and now - self.at > SAMPLE_S:
+        """A call was answered. To be told once in ``SAMPLE_S``."""
+        if timing.steps:
             self.at = now
             self.curve.observe(timing.rows, timing.compute_us / 1e6 / timing.steps)
             self.queue += WEIGHT * (timing.queue_us / 1e6 - self.queue)
