@@ -15,11 +15,13 @@ from typing import Annotated
 
 import typer
 import uvicorn
+import uvloop
 
-from specrouter_family import family as families
 from specrouter_family.family import FROM_TARGET, Family, FamilyError
+from specrouter_router import dial as dials
+from specrouter_router import family_source, tokenizer_source
 from specrouter_router import tokenizer as tokenizers
-from specrouter_router import tokenizer_source
+from specrouter_router.dial import Dial
 from specrouter_router.generate import RouterServer
 from specrouter_router.metrics import OTEL_NAMES, Metrics
 from specrouter_router.openai_api import make_app
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 GRPC_GRACE_S = 1.0
+LEVEL_TLS = "SPECROUTER_LEVEL_TLS_"  # begins variables
 
 
 class HttpServer(uvicorn.Server):
@@ -56,6 +59,7 @@ class Ways:
     orphans: OrphansPolicy
     without_redis: WithoutRedis
     drain_s: float
+    dial: Dial
 
     @property
     def address(self) -> str:
@@ -69,8 +73,12 @@ class ServeError(Exception):
 
 
 @app.command()
-def serve(
+def serve(  # noqa: PLR0913  # the command line's options
+    *,
     family: Annotated[Path, typer.Option(help="Family file; its levels need addresses.", envvar="SPECROUTER_FAMILY")],
+    levels: Annotated[
+        str, typer.Option(help="Levels that the file must have before it is used: a,b,c.", envvar="SPECROUTER_LEVELS")
+    ] = "",
     redis_url: Annotated[
         str, typer.Option(help="redis[s][+sentinel|+cluster]://[user:password@]host", envvar="SPECROUTER_REDIS_URL")
     ],
@@ -87,28 +95,37 @@ def serve(
     drain_s: Annotated[
         float, typer.Option(min=0, max=3600, help="Time for running sequences to end.", envvar="SPECROUTER_DRAIN_S")
     ] = 10.0,
+    level_tls_ca: Annotated[
+        Path | None,
+        typer.Option(help="PEM authority of the levels' certificates: reach levels over TLS.", envvar=f"{LEVEL_TLS}CA"),
+    ] = None,
+    level_tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM certificate to show to levels (mTLS).", envvar=f"{LEVEL_TLS}CERT")
+    ] = None,
+    level_tls_key: Annotated[Path | None, typer.Option(help="Its PEM key.", envvar=f"{LEVEL_TLS}KEY")] = None,
+    level_tls_name: Annotated[
+        str, typer.Option(help="Name in the levels' certificates, where not the address.", envvar=f"{LEVEL_TLS}NAME")
+    ] = "",
 ) -> None:
     """Serve one family: OpenAI's interface on the HTTP port, RouterService on the gRPC port."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        loaded = families.load(family)
-        for i, level in enumerate(loaded.levels):
-            if not level.endpoints:
-                raise FamilyError(f"{family}: levels.{i}.address: required by the router")
-        tokenizer = _tokenizer(loaded)
-        ways = Ways(redis_url, host, http_port, grpc_port, orphans, without_redis, drain_s)
-        asyncio.run(_serve(loaded, tokenizer, ways))
+        loaded = family_source.load(family, [name for name in levels.split(",") if name])
+        dial = dials.of(level_tls_ca, level_tls_cert, level_tls_key, level_tls_name)
+        tokenizer = _tokenizer(loaded, dial)
+        ways = Ways(redis_url, host, http_port, grpc_port, orphans, without_redis, drain_s, dial)
+        uvloop.run(_serve(loaded, tokenizer, ways))
     except (FamilyError, TokenizerError, ServeError, StoreError, StartError, OSError, ValueError) as error:
         log.error("%s", " ".join(str(error).split()))
         raise typer.Exit(1) from error
 
 
-def _tokenizer(family: Family) -> Tokenizer:
+def _tokenizer(family: Family, dial: Dial) -> Tokenizer:
     """Raises TokenizerError. With the target's, waits for the target."""
     if family.tokenizer != FROM_TARGET:
         return tokenizers.load(family.tokenizer)
     with tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:  # read whole, not needed afterwards
-        tokenizer_source.fetch(family.target.endpoints, Path(folder))
+        tokenizer_source.fetch(family.target.endpoints, Path(folder), dial=dial)
         return tokenizers.load(folder)
 
 
@@ -124,6 +141,7 @@ async def _serve(family: Family, tokenizer: Tokenizer, ways: Ways) -> None:
         address=ways.address,
         orphans=ways.orphans,
         without_redis=ways.without_redis,
+        dial=ways.dial,
     )
     http = HttpServer(
         uvicorn.Config(
