@@ -13,6 +13,8 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from specrouter_router.dial import PLAIN, Dial
+
 log = logging.getLogger(__name__)
 
 LOOK_UP_S = 2.0  # deadline of one look-up
@@ -23,11 +25,13 @@ NOBODY = (socket.EAI_NONAME, socket.EAI_NODATA)  # there is no such name, or no 
 class Endpoints:
     """The addresses that ``names`` (host:port) stand for. A name that can't be looked up stands for what it last did.
 
-    ``problem`` says what went wrong in the last round of look-ups, "" for nothing.
+    ``dial`` is how all of them are reached. ``problem`` says what went wrong in the last round of look-ups, "" for
+    nothing.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], dial: Dial = PLAIN) -> None:
         self.names = tuple(names)
+        self.dial = dial
         self._fixed = [name for name in names if _literal(name)]
         self._known: dict[str, list[str]] = {name: [] for name in names if not _literal(name)}
         self._threads = ThreadPoolExecutor(1, "names") if self._known else None

@@ -86,7 +86,7 @@ class Fleet:
         for address in addresses:
             link = self.links.get(address)
             if link is None:
-                self.links[address] = link = Link(self.name, address, self._listener)
+                self.links[address] = link = Link(self.name, address, self._listener, self.endpoints.dial)
                 link.start()
             elif link.leaving:
                 link.leaving = False

@@ -25,6 +25,7 @@ import grpc
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
 from specrouter_router.circuit import Circuit
+from specrouter_router.dial import PLAIN, Dial
 from specrouter_router.flight import Flight
 from specrouter_router.tempo import Tempo
 
@@ -103,8 +104,9 @@ class _Outbox:
 class Link:
     """See the module. ``name`` is the level's, ``address`` an IP address and port."""
 
-    def __init__(self, name: str, address: str, listener: Listener) -> None:
+    def __init__(self, name: str, address: str, listener: Listener, dial: Dial = PLAIN) -> None:
         self.name = name
+        self._dial = dial
         self.address = address
         self.info: pb.DescribeResponse | None = None  # what it said when it was last reached
         self.why_down = "not reached yet"
@@ -204,7 +206,7 @@ class Link:
                 await self._task
 
     async def _run(self) -> None:
-        async with grpc.aio.insecure_channel(self.address, options=OPTIONS) as channel:
+        async with self._dial.aio(self.address, OPTIONS) as channel:
             self._stub = LevelServiceStub(channel)
             pause = BACKOFF_S[0]
             while True:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from specrouter.v1 import router_pb2, state_pb2
 from specrouter_family.family import ChainSpec, Family, FamilyError
 from specrouter_router.course import Course
+from specrouter_router.dial import PLAIN, Dial
 from specrouter_router.endpoints import Endpoints
 from specrouter_router.find import Finder, Found
 from specrouter_router.judge import Judge
@@ -60,7 +61,7 @@ class StartError(Exception):
 class Router:
     """See the module. Made within the running loop."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # each is a part of its own
         self,
         family: Family,
         tokenizer: Tokenizer,
@@ -70,6 +71,7 @@ class Router:
         address: str = "",
         orphans: OrphansPolicy = OrphansPolicy.EXPIRE,
         without_redis: WithoutRedis = WithoutRedis.SERVE,
+        dial: Dial = PLAIN,
         max_running: int = MAX_RUNNING,
     ) -> None:
         self.family = family
@@ -81,7 +83,7 @@ class Router:
         self.links = {
             level.name: Replicas(
                 level.name,
-                Endpoints(level.endpoints),
+                Endpoints(level.endpoints, dial),
                 metrics,
                 self._came_back,
                 vital=level is family.target,

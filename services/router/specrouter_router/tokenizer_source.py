@@ -16,6 +16,7 @@ import grpc
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import level_pb2_grpc
+from specrouter_router.dial import PLAIN, Dial
 from specrouter_router.tokenizer import TokenizerError
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separators: a file o
 REFUSED = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)  # another try would be answered the same
 
 
-def fetch(addresses: Sequence[str], directory: Path, wait: float = WAIT_S) -> None:
+def fetch(addresses: Sequence[str], directory: Path, wait: float = WAIT_S, dial: Dial = PLAIN) -> None:
     """Write the target's tokenizer files to ``directory``.
 
     addresses: of the target's replicas, host:port. wait: seconds in all until it must have worked.
@@ -41,7 +42,7 @@ def fetch(addresses: Sequence[str], directory: Path, wait: float = WAIT_S) -> No
         why = []
         for address in addresses:
             try:
-                count = _take(address, directory)
+                count = _take(address, directory, dial)
             except ConnectionError as error:
                 why.append(f"{address}: {error}")
             else:
@@ -55,9 +56,9 @@ def fetch(addresses: Sequence[str], directory: Path, wait: float = WAIT_S) -> No
         time.sleep(PAUSE_S)
 
 
-def _take(address: str, directory: Path) -> int:
+def _take(address: str, directory: Path, dial: Dial) -> int:
     """The number of files. Raises ConnectionError where another try may help, else TokenizerError."""
-    with grpc.insecure_channel(address) as channel:
+    with dial.channel(address) as channel:
         call = level_pb2_grpc.LevelServiceStub(channel).Tokenizer(pb.TokenizerRequest(), timeout=CALL_S)
         names: list[str] = []
         try:

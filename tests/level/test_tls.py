@@ -1,0 +1,186 @@
+"""TLS on a level's gRPC port, with certificates of a throwaway authority, and a router that reaches it."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from test_level_process import START_SECONDS, Level, running
+
+from specrouter.v1 import level_pb2 as pb
+from specrouter.v1.level_pb2_grpc import LevelServiceStub
+from specrouter_level import tls
+from specrouter_router import dial
+from specrouter_router.flight import Flight
+from specrouter_router.link import Link
+
+SECONDS = 10.0
+NAME = "levels.test"
+
+
+@dataclass
+class Party:
+    """A certificate and its key, as files."""
+
+    cert: Path
+    key: Path
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+class Authority:
+    """Issues certificates into a directory."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory = directory / name
+        self.directory.mkdir()
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name(name)
+        self.own = self._written("ca", self._key, self._signed(self._name, self._key.public_key(), None))
+
+    def issue(self, name: str, *, ip: str = "") -> Party:
+        """For a server or client of that name."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        names: list[x509.GeneralName] = [x509.DNSName(name)]
+        names += [x509.IPAddress(ipaddress.ip_address(ip))] if ip else []
+        return self._written(name, key, self._signed(_name(name), key.public_key(), names))
+
+    def _signed(
+        self, subject: x509.Name, key: ec.EllipticCurvePublicKey, names: list[x509.GeneralName] | None
+    ) -> x509.Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self._name)
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
+        )
+        if names is not None:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self._key, hashes.SHA256())
+
+    def _written(self, name: str, key: ec.EllipticCurvePrivateKey, cert: x509.Certificate) -> Party:
+        made = Party(self.directory / f"{name}.pem", self.directory / f"{name}.key")
+        made.cert.write_bytes(cert.public_bytes(serialization.Encoding.PEM))
+        made.key.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        return made
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path, "trusted")
+
+
+def options(server: Party, client_ca: Path | None = None) -> list[str]:
+    argv = ["--name", "low", "--engine", "stub", "--tls-cert", str(server.cert), "--tls-key", str(server.key)]
+    return argv + (["--tls-client-ca", str(client_ca)] if client_ca else [])
+
+
+def described(level: Level, door: dial.Dial) -> pb.DescribeResponse:
+    with door.channel(f"127.0.0.1:{level.grpc}") as channel:
+        return LevelServiceStub(channel).Describe(pb.DescribeRequest(), timeout=SECONDS)
+
+
+class Listener:
+    """Notes that a link has opened, or what it says."""
+
+    def __init__(self) -> None:
+        self.open = asyncio.Event()
+
+    def accept(self, info: pb.DescribeResponse) -> str:
+        return ""
+
+    def opened(self, link: Link) -> None:
+        self.open.set()
+
+    def lost(self, link: Link, flights: list[Flight], why: str) -> None: ...
+    def asked(self, link: Link, well: bool) -> None: ...
+    def turned(self, link: Link) -> None: ...
+    def replied(self, flight: Flight, reply: pb.ExtendReply) -> None: ...
+
+
+async def test_a_routers_link_over_mutual_tls(authority: Authority, tmp_path: Path) -> None:
+    server, router = authority.issue(NAME), authority.issue("router")
+    level = await asyncio.to_thread(Level, tmp_path / "log", *options(server, authority.own.cert))
+    try:
+        await asyncio.to_thread(level.wait)
+        listener = Listener()
+        link = Link(
+            "low", f"127.0.0.1:{level.grpc}", listener, dial.of(authority.own.cert, router.cert, router.key, NAME)
+        )
+        link.start()
+        await asyncio.wait_for(listener.open.wait(), SECONDS)
+        assert link.info is not None and link.info.name == "low"
+        await link.close()
+    finally:
+        level.process.kill()
+        level.process.wait()
+
+
+def test_who_is_let_in(authority: Authority, tmp_path: Path) -> None:
+    server, router = authority.issue(NAME, ip="127.0.0.1"), authority.issue("router")
+    stranger = Authority(tmp_path, "stranger")
+    other = stranger.issue("router")
+    ca = authority.own.cert
+    with running(tmp_path / "log", *options(server, ca)) as level:
+        assert described(level, dial.of(ca, router.cert, router.key, "")).name == "low"  # by its IP
+        assert described(level, dial.of(ca, router.cert, router.key, NAME)).name == "low"
+        doors: dict[str, Callable[[], dial.Dial]] = {
+            "in the clear": lambda: dial.PLAIN,
+            "without a certificate": lambda: dial.of(ca, None, None, ""),
+            "with another authority's": lambda: dial.of(ca, other.cert, other.key, ""),
+            "trusting another authority": lambda: dial.of(stranger.own.cert, router.cert, router.key, ""),
+            "expecting another name": lambda: dial.of(ca, router.cert, router.key, "elsewhere"),
+        }
+        for what, door in doors.items():
+            with pytest.raises(grpc.RpcError):
+                described(level, door())
+                pytest.fail(what)
+        assert described(level, dial.of(ca, router.cert, router.key, "")).name == "low"
+        assert "with mTLS" in level.log.read_text()
+
+
+def test_without_a_client_authority_any_client_is_served(authority: Authority, tmp_path: Path) -> None:
+    with running(tmp_path / "log", *options(authority.issue(NAME))) as level:
+        assert described(level, dial.of(authority.own.cert, None, None, NAME)).name == "low"
+
+
+def test_what_is_wrong_with_files_is_said_at_once(authority: Authority, tmp_path: Path) -> None:
+    one, two = authority.issue("one"), authority.issue("two")
+    level = Level(tmp_path / "log", *options(Party(one.cert, two.key)))
+    assert level.process.wait(START_SECONDS) == 2
+    said = level.log.read_text()
+    assert "tls-cert: " in said and "Traceback" not in said
+    for arguments, word in (((one.cert, None, None), "tls-key"), ((None, None, one.cert), "tls-cert")):
+        with pytest.raises(ValueError, match=f"^{word}: "):
+            tls.of(*arguments)
+    for wrong, word in (
+        ((one.cert, two.cert, None, ""), "level-tls-key"),
+        ((None, one.cert, one.key, ""), "level-tls-ca"),
+        ((None, None, None, "name"), "level-tls-name"),
+        ((tmp_path / "none", None, None, ""), "level-tls-ca"),
+        ((tmp_path / "log", None, None, ""), "level-tls-ca"),
+    ):
+        with pytest.raises(ValueError, match=f"^{word}: "):
+            dial.of(*wrong)
+    assert dial.of(None, None, None, "") is dial.PLAIN
