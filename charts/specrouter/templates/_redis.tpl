@@ -12,6 +12,9 @@
 {{- if and $r.tls.secretName $r.url (not (hasPrefix "rediss" $r.url)) }}
 {{- fail "redis.tls.secretName: redis.url must begin with rediss, that means TLS" }}
 {{- end }}
+{{- if and $r.kvCheckpoints.enabled $r.existingSecret.name (not $r.kvCheckpoints.existingSecret) }}
+{{- fail "redis.kvCheckpoints.existingSecret: required with redis.existingSecret, whose URL is not known here" }}
+{{- end }}
 {{- end }}
 
 {{/* The Secret with the URL. */}}
@@ -34,13 +37,24 @@ ssl_ca_certs=/etc/specrouter/redis-tls/ca.crt
 
 {{/* The password of the bundled Valkey: as given, as it was, or new. */}}
 {{- define "specrouter.redis.password" -}}
-{{- $there := lookup "v1" "Secret" .Release.Namespace (include "specrouter.redis.secret" .) -}}
-{{- if .Values.redis.bundled.password -}}
-{{- .Values.redis.bundled.password -}}
-{{- else if and $there (hasKey ($there.data | default dict) "password") -}}
-{{- index $there.data "password" | b64dec -}}
+{{- $kept := list . (include "specrouter.redis.secret" .) "password" -}}
+{{- .Values.redis.bundled.password | default (include "specrouter.kept" $kept) -}}
+{{- end }}
+
+{{/* A random value of a Secret of ours: as it was, or new. Call with (list $ secret key). */}}
+{{- define "specrouter.kept" -}}
+{{- $there := lookup "v1" "Secret" (index . 0).Release.Namespace (index . 1) -}}
+{{- if and $there (hasKey ($there.data | default dict) (index . 2)) -}}
+{{- index $there.data (index . 2) | b64dec -}}
 {{- else -}}
 {{- randAlphaNum 32 -}}
+{{- end -}}
+{{- end }}
+
+{{/* The Secret with what levels need to keep KV in Redis; empty: none. */}}
+{{- define "specrouter.kv.secret" -}}
+{{- if .Values.redis.kvCheckpoints.enabled -}}
+{{- .Values.redis.kvCheckpoints.existingSecret | default (printf "%s-kv" (include "specrouter.fullname" .)) -}}
 {{- end -}}
 {{- end }}
 
