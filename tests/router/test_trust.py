@@ -128,6 +128,19 @@ async def test_sequences_move_where_they_wait_much_less_and_only_then() -> None:
     assert [there for _, there in placement.misplaced([slow, fast], 10.0)] == [fast]
 
 
+async def test_a_long_text_is_moved_only_where_that_pays() -> None:
+    slow, fast = link(1, 0.02), link(0, 0.01)
+    (seat,) = slow.seats
+    text = Text([1] * 100_000)
+    long = Seat("long", text, pb.SequenceParams())
+    slow.seats.discard(seat)
+    long.move(slow)
+    long.at(slow).name_prefix(pb.ExtendCall(), 100_000, ())
+    assert placement.misplaced([slow, fast], 10.0) == []
+    long.at(slow).correct(10_000, text.hashes[10_000])
+    assert placement.misplaced([slow, fast], 10.0) == [(long, fast)]
+
+
 async def test_the_times_of_a_slow_replica_are_not_the_levels() -> None:
     slow, fast = link(0, 0.1), link(0, 0.02)
     placement.compare([slow, fast], 10.0)

@@ -2,7 +2,7 @@
 
 A replica's *wait* is the time of its queue and step, times the sequences that would share it. A sequence that comes
 gets the least wait. Sequences that sit where they wait ``UNEVEN`` times as long as elsewhere are moved, a few at a
-time: off a replica that has become slow, and onto one that was added.
+time and where it pays to read their text again: off a replica that has become slow, and onto one that was added.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ UNEVEN = 1.4
 ODD = 2.0  # times as slow as the fastest: its times are not what the level takes
 AT_ONCE = 16  # of so many sequences, one is moved in one look
 STAY_S = 5.0  # a sequence that was moved stays so long
+CALLS = 50  # a sequence is moved where so many calls make up for reading its text again
 
 
 def choose(links: Sequence[Link], now: float) -> Link | None:
@@ -36,13 +37,13 @@ def misplaced(links: Sequence[Link], now: float) -> list[tuple[Seat, Link]]:
     best = _best(links)
     worst = max(seated, key=lambda link: _wait(link, len(link.seats) - 1, best, now))
     there = min(links, key=lambda link: _wait(link, len(link.seats), best, now))
-    if _wait(worst, len(worst.seats) - 1, best, now) < UNEVEN * _wait(there, len(there.seats), best, now):
+    before, after = _wait(worst, len(worst.seats) - 1, best, now), _wait(there, len(there.seats), best, now)
+    if before < UNEVEN * after:
         return []
+    most = CALLS * (before - after) / there.tempo.read if there.tempo.read else math.inf
     free = [seat for seat in worst.seats if seat.left is None and now - seat.moved > STAY_S]
-    return [
-        (seat, there)
-        for seat in sorted(free, key=lambda seat: seat.held(worst))[: math.ceil(len(worst.seats) / AT_ONCE)]
-    ]
+    worth = [seat for seat in sorted(free, key=lambda seat: seat.held(worst)) if seat.held(worst) <= most]
+    return [(seat, there) for seat in worth[: math.ceil(len(worst.seats) / AT_ONCE)]]
 
 
 def compare(links: Sequence[Link], now: float) -> None:

@@ -8,6 +8,7 @@ from specrouter_core.profile import Curve
 SAMPLE_S = 0.02  # one reply in this time is enough: more would tell nothing new
 ROWS = 8  # tokens of the step by which replicas are compared
 FLOOR_S = 0.001  # added to each, so that differences below a hop's own time mean nothing
+LARGE = 512  # tokens of a step that reads a text
 WEIGHT = 0.1  # of one reply, on the queue's mean
 HALF_LIFE_S = 20.0  # without replies: a replica that was slow then may be no more
 
@@ -38,6 +39,11 @@ class Tempo:
     def step(self) -> float:
         """A step's time, as last known; 0 = nothing is known."""
         return self.curve.seconds(ROWS) if self.curve.logs else 0.0
+
+    @property
+    def read(self) -> float:
+        """Time per token of a text that it reads in large steps; 0 = nothing is known."""
+        return self.curve.seconds(LARGE) / LARGE if self.curve.logs else 0.0
 
     def seconds(self, best: float, now: float) -> float:
         """Queue and step of a call that comes now; tends to ``best``, the level's fastest, while nothing is heard."""
