@@ -16,8 +16,8 @@ from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from specrouter_router.redis_url import RedisUrl
 
-SOCKET_S = 1.0  # for one answer of Redis; a stream may stall so long when it is lost
-EXCHANGE_S = 3.0  # for all answers of a batch
+SOCKET_S = 1.0  # for an answer of Redis; a stream may stall so long when it is lost
+EXCHANGE_S = 3.0  # to connect, and for all answers of a batch
 AT_ONCE = 8  # batches on their way at most, of all that share the pool
 
 Command = tuple[Any, ...]
@@ -67,14 +67,17 @@ class OwnWire:
 
     def __init__(self, client: Any) -> None:
         self._connection = client.connection_pool.make_connection()
+        self._connection.socket_timeout = None  # with one, each send is a task of its own
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """See Wire. Whatever goes wrong, but for errors of single commands, breaks the connection."""
         connection = self._connection
         results: list[Any] = []
         try:
-            async with asyncio.timeout(EXCHANGE_S):
-                await connection.connect()  # does nothing while it is connected
+            if not connection.is_connected:
+                async with asyncio.timeout(EXCHANGE_S):
+                    await connection.connect()
+            async with asyncio.timeout(SOCKET_S):
                 await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
                 for _ in commands:
                     try:
