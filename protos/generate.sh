@@ -4,7 +4,8 @@ set -euo pipefail
 cd "$(dirname "$0")"
 out=python
 if [ "${1:-}" = --check ]; then
-  (cd .. && buf lint && buf format --diff --exit-code)
+  # previous.binpb: the contracts of the version before (buf build -o protos/previous.binpb), whose parts must still be understood
+  (cd .. && buf lint && buf format --diff --exit-code && buf breaking --against protos/previous.binpb)
   out=$(mktemp -d)
   trap 'rm -rf "$out"' EXIT
 fi
