@@ -201,6 +201,65 @@ def test_the_bundled_redis_has_a_password_that_its_users_have() -> None:
     assert secret["url"] == f"redis://:{secret['password']}@mesh-specrouter-redis.place.svc:6379/0"
 
 
+def variables(deployment: Object) -> dict[str, Any]:
+    environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    return {variable["name"]: variable.get("value", variable.get("valueFrom")) for variable in environment}
+
+
+@pytest.mark.parametrize(
+    ("tls", "level", "router"),
+    [
+        ({"mode": "secrets", "levelSecretName": "a", "routerSecretName": "b"}, "a", "b"),
+        (
+            {"mode": "certManager", "issuerRef": {"name": "ca"}},
+            "mesh-specrouter-level-tls",
+            "mesh-specrouter-router-tls",
+        ),
+    ],
+)
+def test_routers_and_levels_know_one_another(tls: dict[str, Any], level: str, router: str) -> None:
+    """One side's certificate is for the name that the other asks for."""
+    objects = render(tls=tls)
+    assert variables(one(objects, "Deployment", "operator"))["SPECROUTER_OPERATOR_LEVEL_TLS_SECRET"] == level
+    there = variables(one(objects, "Deployment", "router"))
+    spec = one(objects, "Deployment", "router")["spec"]["template"]["spec"]
+    (volume,) = [volume for volume in spec["volumes"] if volume["name"] == "tls"]
+    (mount,) = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "tls"]
+    assert (
+        volume["secret"]["secretName"] == router and there["SPECROUTER_LEVEL_TLS_CA"] == f"{mount['mountPath']}/ca.crt"
+    )
+    assert there["SPECROUTER_LEVEL_TLS_NAME"] == "stub-levels.place.svc"
+    made = {found["spec"]["secretName"]: found["spec"] for found in of_kind(objects, "Certificate")}
+    if tls["mode"] == "certManager":
+        assert made[level]["dnsNames"] == ["stub-levels.place.svc"] and made[level]["usages"] == ["server auth"]
+        assert made[router]["usages"] == ["client auth"]
+        assert {spec["issuerRef"]["name"] for spec in made.values()} == {"ca"}
+    else:
+        assert not made
+
+
+def test_in_the_clear_unless_asked_otherwise() -> None:
+    objects = render()
+    assert "SPECROUTER_OPERATOR_LEVEL_TLS_SECRET" not in variables(one(objects, "Deployment", "operator"))
+    assert "SPECROUTER_LEVEL_TLS_CA" not in variables(one(objects, "Deployment", "router"))
+
+
+def test_levels_that_keep_kv_get_redis_and_a_key() -> None:
+    objects = render(redis__kvCheckpoints__enabled=True)
+    (secret,) = [found for found in of_kind(objects, "Secret") if found["metadata"]["name"] == "mesh-specrouter-kv"]
+    assert secret["stringData"]["url"] == one(objects, "Secret", "redis")["stringData"]["url"]
+    assert len(secret["stringData"]["key"]) == 32
+    assert variables(one(objects, "Deployment", "operator"))["SPECROUTER_OPERATOR_KV_SECRET"] == "mesh-specrouter-kv"
+    assert "SPECROUTER_OPERATOR_KV_SECRET" not in variables(one(render(), "Deployment", "operator"))
+
+
+def test_routers_know_which_levels_they_are_for() -> None:
+    """Another set of levels is another pod template: routers are rolled, and wait for the operator's file."""
+    levels = [{"name": "a", "engine": "stub", "agreement": 0.5}, {"name": "b", "engine": "stub"}]
+    assert variables(one(render(), "Deployment", "router"))["SPECROUTER_LEVELS"] == "draft,mid,target"
+    assert variables(one(render(family__spec__levels=levels), "Deployment", "router"))["SPECROUTER_LEVELS"] == "a,b"
+
+
 def test_without_a_family_there_is_the_operator_alone() -> None:
     kinds = {found["kind"] for found in render(family__create=False)}
     assert "ModelFamily" not in kinds and "HTTPRoute" not in kinds
