@@ -111,6 +111,26 @@ def test_every_replica_gets_an_address_and_a_process() -> None:
         parse(text.replace("b:2", "b"), "f.yaml")
 
 
+def test_checkpoints_are_options_and_their_redis_is_not_on_the_command_line() -> None:
+    level = "{name: target, model: m, address: 'h:1', kv_checkpoints: all, kv_codec: exact}"
+    text = f"name: f\ntokenizer: t\nlevels: [{level}]\n"
+    secret = "redis://:secret@h:6379/0"
+
+    def part(file: str) -> parts.Part:
+        return parts.level_parts(parse(file, "f.yaml"), iter([2]), secret)[0]
+
+    made = part(text)
+    assert {"--kv-checkpoints", "all", "--kv-codec", "exact", "--kv-budget-mib"} <= set(made.argv)
+    assert made.env["SPECROUTER_LEVEL_KV_URL"] == secret and secret not in made.argv
+    own = part(text.replace("kv_codec: exact", "kv_url: 'redis://own'"))
+    assert own.env["SPECROUTER_LEVEL_KV_URL"] == "redis://own" and "--kv-budget-mib" not in own.argv
+    assert "SPECROUTER_LEVEL_KV_URL" not in part(text.replace("checkpoints: all", "checkpoints: 'off'")).env
+    with pytest.raises(FamilyError, match=r"kv_codec: must be exact"):
+        parse(text.replace("kv_codec: exact", "kv_codec: int8, exactness: bitwise"), "f.yaml")
+    with pytest.raises(FamilyError, match=r"kv_checkpoints: is for engine torch"):
+        parse(text.replace("model: m", "engine: ngram"), "f.yaml")
+
+
 TORCH = "name: t\ntokenizer: {0}\nlevels: [{{name: target, model: {0}}}]\n"
 
 

@@ -83,9 +83,9 @@ def _build(run: Run, family: Family, wanted: Wanted, console: Console) -> Mesh:
     family_file = run.directory / "family.yaml"
     parts.write_family(family, family_file)
     made = [] if wanted.redis_url else [parts.redis_part(redis_port, run.directory / "valkey")]
-    made += parts.level_parts(family, ports)
-    last = 1 + max(part.stage for part in made)
     redis_url = wanted.redis_url or f"redis://{parts.HOST}:{redis_port}/0"
+    made += parts.level_parts(family, ports, redis_url)
+    last = 1 + max(part.stage for part in made)
     made.append(parts.router_part(family_file, redis_url, port, grpc_port, last, alone=wanted.routers == 1))
     for i in range(1, wanted.routers):
         made.append(parts.router_part(family_file, redis_url, next(ports), next(ports), last, number=i, alone=False))

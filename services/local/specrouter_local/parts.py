@@ -25,7 +25,9 @@ REDIS_MEMORY = "512mb"  # records are small and have a TTL; full, those unused f
 PART_SETTINGS = "SPECROUTER_LEVEL_"  # begins the names of a level's own settings
 LEVEL_OPTIONS = (
     "model", "dtype", "quantization", "device", "threads", "max_length", "slots", "exactness", "agreement", "step_ms",
+    "kv_checkpoints", "kv_codec", "kv_budget_mib", "kv_key_file",
 )  # fmt: skip
+KV_BUDGET_MIB = 128  # of a level in the embedded server, where the family file gives none
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,11 @@ def redis_part(port: int, directory: Path) -> Part:
     )
 
 
-def level_parts(family: Family, ports: Iterator[int]) -> list[Part]:
-    """One per replica. Torch levels on the CPU start one after another: each times its steps at its start."""
+def level_parts(family: Family, ports: Iterator[int], redis_url: str = "") -> list[Part]:
+    """One per replica. Torch levels on the CPU start one after another: each times its steps at its start.
+
+    ``redis_url``: where KV checkpoints go that the family file gives no place.
+    """
     parts: list[Part] = []
     stage = 0
     for level in family.levels:
@@ -124,12 +129,14 @@ def level_parts(family: Family, ports: Iterator[int]) -> list[Part]:
         restarts = 3 if level is family.levels[-1] else 5
         for i, address in enumerate(level.endpoints):
             name = f"{level.name}-{i}" if len(level.endpoints) > 1 else level.name
-            parts.append(_level_part(level, name, address, next(ports), stage if on_cpu else 0, restarts))
+            parts.append(_level_part(level, name, address, next(ports), stage if on_cpu else 0, restarts, redis_url))
             stage += on_cpu
     return parts
 
 
-def _level_part(level: LevelSpec, name: str, address: str, http_port: int, stage: int, restarts: int) -> Part:
+def _level_part(
+    level: LevelSpec, name: str, address: str, http_port: int, stage: int, restarts: int, redis_url: str
+) -> Part:
     host, _, grpc_port = address.rpartition(":")
     argv = [_program("specrouter-level"), "--name", level.name, "--engine", level.engine]
     argv += ["--host", host, "--http-port", str(http_port), "--grpc-port", grpc_port]
@@ -137,12 +144,17 @@ def _level_part(level: LevelSpec, name: str, address: str, http_port: int, stage
         value = getattr(level, field)
         if value is not None:
             argv += [f"--{field.replace('_', '-')}", str(value)]
+    env = _environment()
+    if level.kv_checkpoints not in (None, "off"):
+        env[f"{PART_SETTINGS}KV_URL"] = level.kv_url or redis_url  # not on the command line: it may hold a password
+        if level.kv_url is None and level.kv_budget_mib is None:
+            argv += ["--kv-budget-mib", str(KV_BUDGET_MIB)]
     http_address = f"{host}:{http_port}"
     return Part(
         name,
         "level",
         tuple(argv),
-        _environment(),
+        env,
         address,
         lambda: probes.level(http_address, address),
         patience=900.0 if level.engine == "torch" else 60.0,
