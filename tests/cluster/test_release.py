@@ -77,6 +77,31 @@ def test_metrics_and_health_are_not_on_the_gateway(release: Release) -> None:
         assert client.get("/v1/models").status_code == 200
 
 
+@pytest.mark.parametrize("part", ["router", "operator", "level"])
+def test_images_hold_what_they_need_and_say_what_that_is(release: Release, part: str) -> None:
+    """Not as root, on files that nothing can be written to, without a compiler."""
+    pod = release.pods(f"{COMPONENT}{part}" if part != "level" else f"{LEVEL}target")[0]
+    script = f"""
+import importlib.util, json, os, shutil
+assert os.getuid() == 65532
+try:
+    open("/app/x", "w")
+except OSError:
+    pass
+else:
+    raise SystemExit("/app can be written to")
+assert not any(shutil.which(name) for name in ("cc", "gcc", "g++", "clang", "ld", "make")), "a compiler"
+assert importlib.util.find_spec("ziglang") is None
+listed = json.load(open("/app/share/sbom/specrouter-{part}.cdx.json"))
+assert listed["bomFormat"] == "CycloneDX"
+names = {{component["name"] for component in listed["components"]}}
+assert {{"specrouter", "grpcio"}} <= names, names
+assert ("torch" in names) == ("{part}" == "level")
+print("fine")
+"""
+    assert release.kubectl("exec", pod, "--", "python", "-c", script).strip() == "fine"
+
+
 def test_restricted_pod_security_is_enforced(release: Release) -> None:
     pod = {
         "apiVersion": "v1",
