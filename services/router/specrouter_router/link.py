@@ -305,16 +305,17 @@ class Link:
     # Signs of life.
 
     async def _ask(self) -> None:
+        well = False
         try:
             info = await self._stub.Describe(pb.DescribeRequest(), timeout=SILENT_S)
-        except grpc.aio.AioRpcError:
-            well = False
-        else:
             well = True
             self.heard = self._loop.time()
             if self.ready and (self.silent or info.draining is not self.draining):
                 self._turn(info.draining)
-        self._asking = None
+        except (grpc.aio.AioRpcError, grpc.aio.UsageError):
+            pass  # silence says enough
+        finally:
+            self._asking = None
         self._listener.asked(self, well)
 
     def _turn(self, draining: bool) -> None:
