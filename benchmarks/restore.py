@@ -5,7 +5,7 @@
 The demo family's target (float32, one thread) behind the level's own scheduler, engine and checkpoints, and a real
 Valkey on the loopback. Time from a call's receipt to its first draw: the whole prompt is computed, or its blocks are
 restored with each codec and the last token alone is computed. "100 Mbit/s" waits for every block as long as such a link
-would need for its bytes. "chosen" is what the level does there when left to itself, after what it has measured.
+would need for its bytes; "break even" is the link at which both ways cost the same. "chosen" is what the level does there when left to itself, after what it has measured.
 Last: what a token costs while blocks are being written, against no checkpoints.
 
 Needs the demo's weights (`specrouter models pull demo`). Writes results/restore.json and results/restore.svg.
@@ -154,6 +154,7 @@ async def measure(engine: TorchEngine, url: str, lengths: Sequence[int], repeats
         size = levels["exact"].checkpoints
         assert size is not None
         row["mib"] = round(length // BLOCK * size._framing.blob_bytes / 2**20, 1)
+        row["break_even_mbit"] = round(8 * float(str(row["mib"])) * 2**20 / 1e3 / float(str(row["prefill_ms"])), 1)
         row["chosen_100mbit"] = f"restore {chosen} of 3"
         rows.append(row)
         console.print("  " + ", ".join(f"{name} {value}" for name, value in row.items()), highlight=False)
@@ -204,7 +205,7 @@ async def main() -> None:
         "crossover_tokens_100mbit": crossover(rows, "restore_100mbit_ms"),
         "longest_tokens": last["tokens"],
         "longest_times_faster": round(last["prefill_ms"] / last["restore_exact_ms"], 2),
-        "break_even_mbit": round(8 * last["mib"] * 2**20 / 1e6 / (last["prefill_ms"] / 1000), 1),
+        "break_even_mbit": last["break_even_mbit"],
         "token_ms_without_writing": round(off, 2),
         "token_ms_with_writing": round(on, 2),
         "writing_cost_ratio": round(on / off - 1, 4),

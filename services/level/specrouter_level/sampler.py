@@ -6,7 +6,8 @@ narrowing cannot be sure, the core's reference decides.
 
 Without truncation the argmax of ``score + gumbel`` is the argmin of ``E / p``, with E = -log(uniform) and p the
 unnormalised probability. With w = 1 - uniform, E is at least w, and at most 1.39 w where w is at most 1/2: so integers
-and one division an id give the few that can win, without a logarithm.
+and one division an id give the few that can win, without a logarithm. On the CPU numpy does the integers: it has
+unsigned shifts, and its calls cost less.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from specrouter_core.sampling import Sampling, draw, penalise
 
 MARGIN = 1e-4  # relative; float32 keeps p and the sum of p to 1e-5 where it matters
 TINY = 1e-12  # a smaller w is not known to MARGIN: the uniform has 52 bits
+KEPT = 16  # rows that memory is kept for
 THRESHOLDS = (1e-3, 3e-5, 1e-6)  # of p / max p: where a top-p set is looked for first
 
 
@@ -86,13 +88,17 @@ class Sampler:
         self._steps = ids * _signed(noise.GOLDEN)  # the part of the noise that depends on the id alone
         self._z = torch.empty_like(ids)
         self._shifted = torch.empty_like(ids)
+        self._room = torch.empty(2, 0, vocab_size, dtype=torch.float32, device=device)
+        self._floats = np.empty((2, vocab_size), np.float32)
+        self._on_host = device.type == "cpu"
 
     def draw(self, logits: Tensor, requests: Sequence[Request]) -> list[Result]:
         """One token a row. ``logits``: [rows, vocabulary], any float type, on the sampler's device.
 
         Raises FloatingPointError when a row's logits are not numbers.
         """
-        rows = logits.float()
+        space, weights = self._space(len(requests))
+        rows = logits if logits.dtype == torch.float32 else space.copy_(logits)
         changed = [i for i, r in enumerate(requests) if r.sampling.penalised or r.sampling.logit_bias]
         if changed:
             rows = rows.clone()
@@ -100,7 +106,7 @@ class Sampler:
             rows[index] = self._penalised(rows[index], requests[index])
         temperatures = [max(request.sampling.temperature, 1e-30) or 1.0 for request in requests]
         best = rows.amax(-1, keepdim=True)
-        weights = rows - best
+        torch.sub(rows, best, out=weights)
         if any(request.sampling.temperature not in {0, 1} for request in requests):
             weights.div_(torch.tensor(temperatures, dtype=torch.float32, device=rows.device)[:, None])
         sums = weights.exp_().sum(-1).tolist()
@@ -109,12 +115,25 @@ class Sampler:
             if not math.isfinite(sums[index]):
                 raise FloatingPointError(f"logits for position {request.position} are not finite")
             if request.sampling.temperature == 0:
-                token = int(_ids(rows[index] == best[index])[0])
+                token = self._likeliest(rows[index], best[index])
             else:
                 token = self._coupled(rows[index], weights[index], sums[index], request)
             probe = _top(weights[index], sums[index], request.probe) if request.probe else []
             results.append(Result(token, 1 / sums[index], probe))
         return results
+
+    def _space(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Two tensors [rows, vocabulary] to work in; fresh memory would cost more than what is done with it."""
+        if rows > self._room.shape[1]:
+            more = self._room.new_empty(2, rows, self._room.shape[2])
+            if rows > KEPT:
+                return more[0], more[1]
+            self._room = more
+        return self._room[0, :rows], self._room[1, :rows]
+
+    def _likeliest(self, row: Tensor, best: Tensor) -> int:
+        """The first of the ids with the largest logit."""
+        return int(row.numpy().argmax()) if self._on_host else int(_ids(row == best)[0])
 
     @staticmethod
     def _penalised(row: Tensor, request: Request) -> Tensor:
@@ -128,6 +147,8 @@ class Sampler:
         sampling = request.sampling
         if sampling.top_p < 1 or sampling.min_p > 0 or 0 < sampling.top_k < row.shape[0]:
             found = _truncated(row, weights, total, sampling)
+        elif self._on_host:
+            found = self._contenders_on_host(weights.numpy(), request)
         else:
             found = self._contenders(weights, request)
         if found is None:  # too close to call in float32; the penalties are in the row already
@@ -135,6 +156,28 @@ class Sampler:
             return draw(row.cpu().numpy(), range(request.position), 0, bare)
         scores = _at(row, found, sampling.temperature)
         return int(found[np.argmax(scores + noise.gumbel(sampling.seed, request.position, found))])
+
+    def _contenders_on_host(self, weights: NDArray[np.float32], request: Request) -> NDArray[np.int64]:
+        """The same in numpy, from the upper 32 bits of the noise.
+
+        The hash's last shift changes the lowest of them at most, so w in units of 2**-32 is in (v - 1, v + 2).
+        """
+        steps, z, shifted = (part.numpy().view(np.uint64) for part in (self._steps, self._z, self._shifted))
+        np.add(steps, np.uint64(noise.key(request.sampling.seed, request.position)), out=z)
+        for by, factor in ((30, noise.MIX1), (27, noise.MIX2)):
+            np.right_shift(z, np.uint64(by), out=shifted)
+            np.bitwise_xor(z, shifted, out=z)
+            np.multiply(z, np.uint64(factor), out=z)
+        upper, v, other = shifted.view(np.uint32)[: z.size], *self._floats
+        np.invert(z.view(np.uint32)[1::2], out=upper)
+        v[:] = upper
+        v += 2
+        with np.errstate(divide="ignore", over="ignore"):  # an id without weight can't win
+            least = float(np.divide(v, weights, out=other).min())
+        bound = least * (1.3863 if least <= 2**31 else 73.6)  # as below
+        np.multiply(weights, np.float32(bound * (1 + MARGIN)), out=other)
+        other += 3
+        return np.flatnonzero(v <= other)
 
     def _contenders(self, weights: Tensor, request: Request) -> NDArray[np.int64] | None:
         """The ids that can win over the whole vocabulary, ascending; None if that is uncertain."""
@@ -158,7 +201,14 @@ class Sampler:
 
 def _ids(mask: Tensor) -> NDArray[np.int64]:
     """The indices where a 1-D mask is true, ascending, on the host."""
-    return np.flatnonzero(mask.cpu().numpy()).astype(np.int64)
+    return np.flatnonzero(mask.cpu().numpy())
+
+
+def _at_least(values: Tensor, least: float) -> NDArray[np.int64]:
+    """The indices of values not below ``least``, ascending, on the host."""
+    if values.device.type == "cpu":
+        return np.flatnonzero(values.numpy() >= least)
+    return _ids(values >= least)
 
 
 def _at(row: Tensor, ids: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
@@ -181,7 +231,7 @@ def _candidates(row: Tensor, weights: Tensor, total: float, sampling: Sampling) 
     for threshold in THRESHOLDS:
         if threshold <= floor and not few:
             break
-        ids = _ids(weights >= threshold)
+        ids = _at_least(weights, threshold)
         if few and ids.size >= sampling.top_k:
             values = row[torch.from_numpy(ids).to(row.device)]
             return ids[_ids(values >= values.topk(sampling.top_k).values[-1])]
@@ -189,7 +239,7 @@ def _candidates(row: Tensor, weights: Tensor, total: float, sampling: Sampling) 
             mass = float(weights[torch.from_numpy(ids).to(row.device)].sum())
             if mass >= sampling.top_p * total * (1 + MARGIN):
                 return ids
-    return _ids(row >= row.topk(sampling.top_k).values[-1]) if few else _ids(weights >= floor)
+    return _ids(row >= row.topk(sampling.top_k).values[-1]) if few else _at_least(weights, floor)
 
 
 def _count(before: NDArray[np.float64], limit: float, margin: float) -> int | None:
