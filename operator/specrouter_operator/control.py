@@ -36,6 +36,7 @@ PLAN_S = 5.0  # between two plans at least
 BREACH_S = 4.0  # so long an objective must be missed to be urgent
 SETTLE_S = 25.0  # after replicas were added, until it shows whether they were enough
 FORGET_S = 600.0  # how slow a level was is forgotten so long after it was last seen
+LEAST_S = 1e-5  # of a step
 UNKNOWN = 0.6  # agreement of a level that was not measured yet
 MAX_FAMILIES = 1024
 
@@ -176,9 +177,11 @@ def _level(signals: Signals, family: str, level: str, now: float) -> LevelSignal
 def _note(memory: Memory, name: str, signal: LevelSignal, routers: RouterSignal, now: float) -> None:
     """Remember what a level costs and how often it agrees."""
     known = memory.known.setdefault(name, Known(at=now))
-    if signal.costs:
+    if signal.costs and min(signal.costs.values()) > 0:
         known.costs = signal.costs
-    if signal.step is not None and signal.rows is not None and known.costs and min(known.costs.values()) > 0:
+    elif signal.step is not None:  # not calibrated: as flat as it is now
+        known.costs = {1: max(signal.step.p50, LEAST_S)}
+    if signal.step is not None and signal.rows is not None and known.costs:
         expected = Curve.of(known.costs).seconds(max(signal.rows.p50, 1.0))
         known.slowness, known.at = min(max(signal.step.p50 / expected, 0.5), 50.0), now
     elif now - known.at > FORGET_S:
@@ -217,9 +220,9 @@ def _need(
     """What the measured load and the plan want; a level that the plan leaves out is not needed."""
     need = scaling.needed(level, signal, below, rules)
     plan = memory.plan
-    if plan is None:
+    if plan is None or level.name not in plan.replicas:
         return need
-    planned = plan.replicas.get(level.name, level.least)
+    planned = plan.replicas[level.name]
     if level.name not in plan.chain:
         return Need(planned, f"it does not pay: {plan.reason}")
     return need if need.count > planned else Need(planned, f"the plan: {plan.reason}")
@@ -285,7 +288,7 @@ def _search(memory: Memory, mesh: Mesh, levels: list[LevelState], rules: Rules) 
 def _offer(memory: Memory, mesh: Mesh, level: LevelState) -> Offer | None:
     """The level as the search sees it: its calibration, as slow as it was measured. Without GPUs, a replica costs 1."""
     known = memory.known[level.name]
-    if not known.costs or min(known.costs.values()) <= 0 or level.most == 0:
+    if not known.costs or level.most == 0:
         return None
     curve = Curve.of({rows: seconds * known.slowness for rows, seconds in known.costs.items()})
     return Offer(

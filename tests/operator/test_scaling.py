@@ -12,7 +12,7 @@ from readings import COSTS, Readings, Run, level_signal
 from specrouter_operator import scaling
 from specrouter_operator.rules import LevelState, Rules
 from specrouter_operator.scaling import Memory, Need
-from specrouter_operator.signals import Pair
+from specrouter_operator.signals import LevelSignal, Pair
 
 OBJECTIVE = {"": 0.030}
 
@@ -167,6 +167,20 @@ def test_a_level_that_does_not_pay_is_switched_off_and_comes_back_when_it_pays()
     assert run.replicas[off] > 0
 
 
+def test_a_level_without_calibration_is_planned_by_what_its_steps_take() -> None:
+    """Prompt lookup takes next to nothing: it is worth its place, and one replica is enough."""
+
+    class Lookup(Readings):
+        def level(self, family: str, level: str, now: float, window: float) -> LevelSignal:
+            if level != "draft":
+                return super().level(family, level, now, window)
+            return level_signal("draft", costs={}, step=Pair(0.0002, 0.0003), queue=Pair(0.0, 0.0001), busy=0.02)
+
+    run = Run(Lookup(rate=20.0), Rules(tpot=OBJECTIVE, down_window=20), least={"draft": 0, "mid": 0})
+    run.until(120)
+    assert run.replicas["draft"] == 1 and run.weights["draft"] == 100
+
+
 def test_the_budget_holds_and_the_least_replicas_go_before_it() -> None:
     run = Run(Readings(rate=40.0, tpot=0.5), Rules(tpot=OBJECTIVE, gpus=5, down_window=20))
     for _ in range(120):
@@ -179,7 +193,7 @@ def test_the_budget_holds_and_the_least_replicas_go_before_it() -> None:
 
 def test_those_that_hold_the_fewest_sequences_go_first() -> None:
     class Uneven(Readings):
-        def level(self, family: str, level: str, now: float, window: float):  # type: ignore[no-untyped-def]
+        def level(self, family: str, level: str, now: float, window: float) -> LevelSignal:
             held = {f"{level}-{i}": float(held) for i, held in enumerate((5, 0, 2, 9))}
             return level_signal(level, replicas=held, fed=1.0)
 
