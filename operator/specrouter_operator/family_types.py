@@ -137,6 +137,8 @@ class Level(LevelSettings):
     """How replicas spread over nodes or zones."""
     replicas: ReplicaBounds = Field(default_factory=ReplicaBounds)
     """How many replicas there may be."""
+    surge: bool = True
+    """In an upgrade a new replica starts before an old one ends; false: after it, where no GPU is free for both."""
 
     model_config = ConfigDict(
         json_schema_extra=rules(

@@ -26,6 +26,8 @@ from specrouter_operator.resource import (
 )
 from specrouter_operator.settings import Settings
 
+# Of an upgrade without a GPU to spare; else Kubernetes' own strategy is right: a new replica first, one at least ready.
+ONE_BY_ONE = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
 Wanted = list[tuple[Resource, Object]]
 
 
@@ -94,6 +96,7 @@ def _level(name: str, spec: ModelFamilySpec, level: Level, pod: Object) -> Wante
     deployment = {
         "selector": {"matchLabels": chosen},
         "template": {"metadata": {"labels": dict(labels)}, "spec": pod},
+        **({} if level.surge else {"strategy": ONE_BY_ONE}),
     }
     service = {
         "type": "ClusterIP",
@@ -120,7 +123,8 @@ def _inference_service(meta: Object, spec: ModelFamilySpec, level: Level, pod: O
     }
     # minReplicas counts when the Deployment is made, and never again: so its first replicas are right
     first = min(level.replicas.min * spec.replicas, level.replicas.most)
-    return {"metadata": meta, "spec": {"predictor": {"minReplicas": first, **pod}}}
+    strategy = {} if level.surge else {"deploymentStrategy": ONE_BY_ONE}
+    return {"metadata": meta, "spec": {"predictor": {"minReplicas": first, **strategy, **pod}}}
 
 
 def _port(name: str, number: int, protocol: str | None) -> Object:

@@ -13,6 +13,7 @@ from kube import NOWHERE, Place, until
 
 from specrouter_operator.crd import structural
 from specrouter_operator.family_types import ModelFamilySpec
+from specrouter_operator.objects import ONE_BY_ONE
 from specrouter_operator.pods import OPTIONS
 from specrouter_operator.policy_types import RoutingPolicySpec
 from specrouter_operator.resource import CONFIG_MAP, DEPLOYMENT, FAMILY, INFERENCE_SERVICE, POLICY, Object, Resource
@@ -198,6 +199,12 @@ FAMILY_CHANGES = [
             value,
         )
         for name, value in SPREAD.items()
+    ),
+    Change(
+        "levels[].surge",
+        mid(surge=False),
+        lambda place: (place.get(DEPLOYMENT, "demo-mid-predictor") or {"spec": {}})["spec"].get("strategy"),
+        ONE_BY_ONE,
     ),
     Change("levels[].replicas.min", mid(replicas={"min": 3, "max": 4}), scale("mid"), 3),
     Change("levels[].replicas.max", mid(replicas={"min": 1, "max": 2}), scale("mid"), 2),  # after the 3 above
