@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 
+import cluster_certificates
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "tests/cluster"
 CHART = ROOT / "charts/specrouter"
@@ -120,10 +122,13 @@ class Release:
         self.helm("install", self.name, CHART, "--values", self.values, *settings)
 
     def prepare(self) -> None:
-        """The namespace, and a volume with the demo models where they are needed."""
+        """The namespace, and certificates of the levels and routers of a family ``stub``."""
         labels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.namespace, "labels": labels}}
         self.cluster.kubectl("apply", "-f", "-", given=json.dumps(namespace))
+        names = {"level-tls": f"stub-levels.{self.namespace}.svc", "router-tls": "router"}
+        for secret in cluster_certificates.secrets(names):
+            self.kubectl("apply", "-f", "-", given=secret)
 
     def uninstall(self) -> str:
         """What Helm says."""
