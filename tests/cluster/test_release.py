@@ -17,6 +17,7 @@ from specrouter.v1 import level_pb2, router_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
 
 PROMPT, TOKENS, SEED = "Name three rivers.", 60, 7
+OURS = ("configmap/kube-root-ca.crt", "serviceaccount/default", "secret/level-tls", "secret/router-tls")
 COMPONENT, LEVEL = "app.kubernetes.io/component=", "specrouter.dev/level="
 
 
@@ -205,7 +206,7 @@ def test_an_uninstall_leaves_nothing(release: Release) -> None:
         kinds = "all,configmaps,secrets,pvc,sa,roles,rolebindings,networkpolicies,pdb,mf,rpol,isvc"
         kinds += ",httproutes,grpcroutes,gateways"
         names = release.kubectl("get", kinds, "-o", "name", "--ignore-not-found").split()
-        return [name for name in names if name not in ("configmap/kube-root-ca.crt", "serviceaccount/default")]
+        return [name for name in names if name not in OURS]
 
     until(lambda: not left(), 60)
     assert "modelfamilies.specrouter.dev" in release.cluster.kubectl("get", "crd", "-o", "name")
