@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from random import Random
 from typing import Any
 
 import grpc
@@ -111,6 +115,38 @@ def test_who_leaves_frees_everything_and_may_come_back_anywhere(fragile: Mesh, o
     assert stream.done and stream.tokens == whole.tokens and stream.text == whole.text
     assert other.metric("specrouter_taken_over_total") == taken + 1
     assert fragile.valkey.client().hget(f"specrouter:{{{stream.sequence}}}:state", "epoch") == b"3"
+
+
+def test_many_who_leave_at_any_moment_leave_nothing(fragile: Mesh, one: Router) -> None:
+    client = fragile.valkey.client()
+    before = set(client.keys("specrouter:{*"))
+    chance = Random(5)
+
+    def whole(_: int) -> None:
+        body = {"model": "test", "prompt": "x", "max_tokens": 1500}
+        with suppress(httpx.TimeoutException):
+            httpx.post(f"{one.url}/v1/completions", json=body, timeout=chance.random() / 2, trust_env=False)
+
+    def streamed(_: int) -> None:
+        left(one, chance.randrange(60), max_tokens=1500)
+
+    def in_grpc(_: int) -> None:
+        with grpc.insecure_channel(one.grpc) as channel, suppress(grpc.RpcError):
+            request = router_pb2.GenerateRequest(model="test", text="x", max_tokens=1500)
+            list(RouterServiceStub(channel).Generate(request, timeout=chance.random() / 2))
+
+    with ThreadPoolExecutor(6) as pool:
+        for kind in (whole, streamed, in_grpc):
+            list(pool.map(kind, range(8)))
+    begin = time.monotonic()
+    assert until(lambda: one.metric("specrouter_sequences") == 0)
+    for level in fragile.levels.values():
+        assert until(lambda level=level: level.gauge("specrouter_level_calls_running") == 0)
+        assert until(lambda level=level: level.gauge("specrouter_level_sequences_held") == 0)
+    assert time.monotonic() - begin < 5, "within a second, on a machine that has time"
+    left_over = set(client.keys("specrouter:{*")) - before
+    assert left_over and all(0 < client.ttl(key) <= 3600 for key in left_over)
+    assert client.keys("specrouter:family:{test}:owned:*") == []
 
 
 def test_a_client_that_comes_back_before_it_was_missed(one: Router, other: Router) -> None:
