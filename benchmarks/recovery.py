@@ -87,7 +87,7 @@ class Load:
         return [event for event in self.events if event.sequence == name]
 
     def running(self, begin: float, end: float) -> dict[str, list[Event]]:
-        """Sequences that ran at some time between these two, and have ended."""
+        """Sequences that ran at some time between these two, and have ended; with all that was seen of each."""
         found: dict[str, list[Event]] = {}
         for event in self.events:
             found.setdefault(event.sequence, []).append(event)
@@ -161,17 +161,22 @@ class Phase:
     def row(self, load: Load) -> dict[str, Any]:
         """Its numbers."""
         ran = load.running(self.begin, self.end)
+        begun = {name: seen for name, seen in ran.items() if seen[0].at >= self.begin}  # each counts once
+        broken = [name for name, seen in ran.items() if any(self._broke(event) for event in seen)]
         found = [gap for at in self.faults for gap in gaps(load, at)]
         return {
             "loss": self.name,
             "losses": len(self.faults),
-            "requests": len(ran),
-            "broken": sum(any(isinstance(event, Broke) for event in seen) for seen in ran.values()),
-            "not_right": sum(not load.right(name, seen) for name, seen in ran.items()),
+            "requests": len(begun),
+            "broken": len(broken),
+            "not_right": sum(not load.right(name, seen) for name, seen in begun.items()),
             "gap_p50_s": round(statistics.median(found), 3) if found else 0.0,
             "gap_p99_s": round(quantile(found, 0.99), 3),
             "detect_max_s": round(max(self.detected), 3) if self.detected else None,
         }
+
+    def _broke(self, event: Event) -> bool:
+        return isinstance(event, Broke) and self.begin <= event.at <= self.end
 
 
 async def phase(name: str, lose: Callable[[Phase], Awaitable[None]], times: int) -> Phase:

@@ -23,6 +23,7 @@ from proxy import Proxy
 
 from processes import HOST
 from replicated import Replicated
+from sighting import Ask
 
 STEP_MS = {"draft": "1:0.5,32:2", "mid": "1:1,32:3", "target": "1:2,32:4"}
 DRAIN_S = 30.0  # until a part that was asked to end has ended
@@ -40,6 +41,8 @@ class ChaosMesh:
         self._records = Records()
         self._read = 0  # bytes of Redis's file
         self._commits: list[Commit] = []
+        self._last: dict[str, Commit] = {}  # by sequence
+        self.asks: dict[str, Ask] = {}  # all that were ever made
 
     async def __aenter__(self) -> ChaosMesh:
         await self.parts.start()
@@ -154,10 +157,12 @@ class ChaosMesh:
             self._read = end
 
     def commits(self) -> list[Commit]:
-        """What Redis was told of the records since this was asked last."""
+        """What Redis was told of the records since this was asked last; of each, what was known last comes first."""
         self._note(self.parts.redis.changes.read_bytes())
-        commits, self._commits = self._commits, []
-        return commits
+        fresh, self._commits = self._commits, []
+        first = {commit.sequence: self._last[commit.sequence] for commit in fresh if commit.sequence in self._last}
+        self._last |= {commit.sequence: commit for commit in fresh}
+        return [*first.values(), *fresh]
 
     def leftovers(self, sequences: list[str], held: bool) -> Mapping[str, str]:
         """What is not free though all these sequences have ended: what it is -> where. Blocking.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from changes import Commit
 from chaos_mesh import ChaosMesh
 from faults import TRIGGER_S, Plan
-from history import Problem, judge
+from history import Problem, judge, judge_late
 
 from follower import Follower
 from sighting import Broke, Event, GaveUp, Got, Opened
@@ -42,7 +42,8 @@ class Outcome:
 async def run(mesh: ChaosMesh, plan: Plan, together: int = TOGETHER) -> Outcome:
     """Do it."""
     begin = time.monotonic()
-    mesh.commits()
+    problems = late(mesh)
+    mesh.asks |= {ask.name: ask for ask in plan.asks}
     events: list[Event] = []
     gate = asyncio.Semaphore(together)
     async with Follower(*mesh.entrances, events.append) as follower:
@@ -56,7 +57,7 @@ async def run(mesh: ChaosMesh, plan: Plan, together: int = TOGETHER) -> Outcome:
             for number in range(len(plan.asks)):
                 group.create_task(one(number))
     cued, struck, mended = fault.result()
-    problems = await _left(mesh, plan)
+    problems += await _left(mesh, plan)
     commits = mesh.commits()
     problems += judge(plan.asks, events, commits)
     spans = _spans(events)
@@ -71,6 +72,11 @@ async def run(mesh: ChaosMesh, plan: Plan, together: int = TOGETHER) -> Outcome:
         events=events,
         commits=commits,
     )
+
+
+def late(mesh: ChaosMesh) -> list[Problem]:
+    """What was done to the records of earlier episodes after their end, by an owner that woke up, for example."""
+    return judge_late(mesh.asks, mesh.commits())
 
 
 async def _fault(mesh: ChaosMesh, plan: Plan) -> tuple[bool, float, float]:

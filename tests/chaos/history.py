@@ -15,7 +15,7 @@ afterwards, by rules that know nothing of how the system works:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -50,6 +50,15 @@ def judge(asks: Iterable[Ask], events: Sequence[Event], commits: Sequence[Commit
         ]:
             problems.append(Problem(kind, ask.name, what))
     return problems
+
+
+def judge_late(asks: Mapping[str, Ask], commits: Iterable[Commit]) -> list[Problem]:
+    """Changes that were made when their sequences had been judged already."""
+    return [
+        Problem(kind, name, what)
+        for name, changes in _by_sequence(commits).items()
+        for kind, what in judge_record(changes, expected(asks[name]))
+    ]
 
 
 def _by_sequence(items: Iterable[Item]) -> dict[str, list[Item]]:

@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from chaos_mesh import ChaosMesh
-from episode import Outcome, run, story
+from episode import Outcome, late, run, story
 from faults import plan
 
 import results
@@ -77,6 +77,9 @@ async def episodes(options: argparse.Namespace, folder: Path) -> tuple[list[Outc
                 print(*outcome.events, *outcome.commits, sep="\n")
             if done >= options.sequences or time.monotonic() - begin > options.minutes * 60:
                 break
+        for problem in late(mesh):
+            print(f"{problem.kind} {problem.sequence}: {problem.what}")
+            outcomes[-1].problems.append(problem)
         limit = time.monotonic() + ORPHAN_S
         while (left := await asyncio.to_thread(mesh.leftovers, [], True)) and time.monotonic() < limit:  # noqa: ASYNC110
             await asyncio.sleep(1)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from changes import Commit, Records, commands, transactions
-from history import judge
+from history import judge, judge_late
 from language import asks, expected
 
 from sighting import Ask, Broke, Ended, Event, GaveUp, Got, Opened
@@ -94,6 +94,11 @@ def test_what_a_client_must_not_see(change: Callable[[list[Event]], list[Event]]
 )
 def test_what_a_record_must_not_show(commits: list[Commit], kind: str) -> None:
     assert kind in kinds(GOOD, commits)
+
+
+def test_a_late_write_of_an_old_owner_is_seen() -> None:
+    assert not judge_late({"s": ASK}, [COMMITS[-1], COMMITS[-1]])
+    assert {problem.kind for problem in judge_late({"s": ASK}, [COMMITS[-1], commit(1, 9, 12)])} == {"fenced"}
 
 
 def test_a_cancelled_text_is_a_part_of_the_whole() -> None:
