@@ -20,6 +20,7 @@ from specrouter_core.tables import COMMON, Limits, Member, Tables, kind_of
 from specrouter_core.trust import Trust
 
 STAY = 4  # rounds a sequence keeps its plan at least
+TRIAL = 12  # the same of a plan that is explored: in fewer rounds nothing can be learnt of it
 ROUNDS = 8  # rounds over which a chain's time per token is taken
 BLOCK = 50  # rounds of a chain over which its prediction is judged
 LIKELY = 50  # observations of a pair from which similarity is calibrated by it
@@ -41,6 +42,7 @@ class Follower:
     first: float = 0.0  # when its first token was there
     generated: int = 0  # tokens
     rounds: int = 0  # since the plan was taken
+    stay: int = STAY
     tokens: int = 0  # since ``since``
     measured: int = 0  # rounds since ``since``
     since: float = 0.0
@@ -76,7 +78,7 @@ class _Block:
 class Adaptive:
     """Plans for the sequences of one family.
 
-    ``explore``: the share of rounds at which a sequence tries a chain that was measured little, for STAY rounds.
+    ``explore``: the share of rounds at which a sequence tries a chain that was measured little, for TRIAL rounds.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Adaptive:
         *,
         modes: Sequence[bool] = (True,),
         max_window: int = 16,
-        explore: float = 0.004,
+        explore: float = 0.0015,
     ) -> None:
         self.members = list(members)
         self.agreement = Agreement()
@@ -202,13 +204,15 @@ class Adaptive:
         follower.measured += 1
         if follower.measured >= ROUNDS:
             self._measure(follower, now)
-        if not follower.free or follower.rounds < STAY:
+        if not follower.free or follower.rounds < follower.stay:
             return None
+        follower.stay = STAY
         kind = kind_of(follower.ease.shift)
         self.tables.look(len(self.running), now)
         self._owed += self._explore
         if self._owed >= 1:
             self._owed -= 1
+            follower.stay = TRIAL
             plan = self.tables.planner.explore(self.tables.table(kind, follower.rank, now), follower.plan)
         else:
             plan = self.tables.plan(kind, follower.rank, follower.plan, now)

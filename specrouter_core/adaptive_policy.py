@@ -15,7 +15,7 @@ from specrouter_core.machine import Machine
 from specrouter_core.simulator import Policy, Simulator, Told
 from specrouter_core.workload import Outcome
 
-SHARE = 0.02  # of a level's time in which it is judged
+SHARE = 0.04  # of a level's time in which it is judged
 TOKENS = 16  # judged at once
 
 

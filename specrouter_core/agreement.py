@@ -85,7 +85,7 @@ class Agreement:
             self._pairs[pair] = _Count()
             self._positions[pair] = [_Count() for _ in range(POSITIONS)]
         rate = self.rate(lower, upper)
-        more = (1 + self.together) / 2
+        more = math.sqrt(self.together)
         self._pairs[pair].add(agreed, rate, MEMORY * more)
         self._positions[pair][min(position, POSITIONS - 1)].add(agreed, rate, LONG * more)
 

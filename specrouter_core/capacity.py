@@ -9,7 +9,7 @@ c(s), and the rest follows:
 
 searched over s by steps along one level at a time, and in the end over whole replicas, by exchanging one of a level
 for some of another. Sharing costs time in three ways: a step feeds the rows of all who
-share it; a call that comes while a step runs waits for its rest, half a step on average; and prompts take rows, make
+share it; a call that comes while a step runs waits for its rest (see prediction.py); and prompts take rows, make
 single steps long, and must be read before the first token:
 
     t = curve(n s + P t),      P = s (prompt tokens per generated token) / c(s)     prompt rows a second at the replica

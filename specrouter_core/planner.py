@@ -15,7 +15,7 @@ from specrouter_core.prediction import Level, Rates, Space
 HALF_LIFE = 3.0  # seconds of a chain's use after which what was measured of it weighs half
 PRIOR = 24.0  # rounds that the usual correction is worth
 UNSEEN = 2.0  # chains with a correction of 1 that are added to those measured, for what is usual
-NEAR = 1.6  # a candidate predicted to be slower than this, times the best, is not tried
+NEAR = 1.35  # a candidate predicted to be slower than this, times the best, is not tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +97,19 @@ class Planner:
         return sorted(table, key=lambda choice: choice.seconds)
 
     def choose(self, table: Sequence[Choice], current: Plan | None = None) -> Plan:
-        """The best of a table; the current chain, with its windows of this table, unless another gains enough."""
+        """The best of a table; the current chain, with its windows of this table, unless another gains enough.
+
+        A chain is not kept when the target alone is predicted to be as good: it is what costs nobody anything.
+        """
         best = table[0]
         kept = next((c for c in table if current is not None and same_chain(c.plan, current)), None)
-        if kept is not None and kept.seconds <= best.seconds * (1 + self.gain):
+        alone = next((c for c in table if len(c.plan.levels) == 1), None)
+        if kept is not None and alone is not None and kept.seconds > alone.seconds:
+            kept = alone
+        gain = self.gain
+        if kept is alone:  # what a chain takes from those who share the levels shows only when all use it
+            gain *= 2 - 1 / self.sharing
+        if kept is not None and kept.seconds <= best.seconds * (1 + gain):
             return kept.plan
         return best.plan
 

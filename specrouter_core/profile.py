@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 POINTS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512)
 CLIP = 0.7  # a single observation counts as at most twice, or half, what was expected
 FAST = 0.2  # weight of an observation on the scale
+SURELY, RETURN = 0.4, 0.5  # log of how much faster a step must be than expected to weigh this much
 SLOW = 0.05  # weight of an observation on the shape
 HALF_LIFE = 60.0  # seconds after which what was learnt of queue and hop weighs half
 BATCH_LIFE = 0.3  # the same of how many share a step
@@ -63,8 +64,12 @@ class Curve:
             # nothing known: flat in the rows is the least wrong guess for a memory-bound step
             self.logs = [math.log(seconds)] * len(POINTS)
         self.seen += 1
-        error = _clip(math.log(seconds) - self._log(rows) - self.scale) * share
-        self.scale += max(FAST, 1 / self.seen) * error
+        off = math.log(seconds) - self._log(rows) - self.scale
+        error = _clip(off) * share
+        if off < -SURELY:  # a step may take longer by accident, but not so much less
+            self.scale += RETURN * max(off, -CLIP / FAST) * share
+        else:
+            self.scale += max(FAST, 1 / self.seen) * error
         i = min(bisect_left(POINTS, rows), len(POINTS) - 1)
         for j in {max(i - 1, 0), i}:
             distance = abs(math.log2(POINTS[j] / rows))

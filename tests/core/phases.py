@@ -42,6 +42,7 @@ class Phase:
     mid: float = 0.82
     slowdown: float = 1.0  # of mid
     together: int = 1
+    replicas: int = 1  # of the target, at least
 
 
 PHASES = (
@@ -53,6 +54,7 @@ PHASES = (
     Phase("load 8", together=8),
     Phase("load 32", together=32),
     Phase("hard text at load 32", 0.30, 0.50, together=32),
+    Phase("a replica added", together=32, replicas=2),
     Phase("load 1 again"),
 )
 
@@ -89,6 +91,12 @@ class Waves(Policy):
         self._phase, wave = self._script.pop(0)
         phase, of = self._phase, self.simulator.levels
         of["draft"].agreement, of["mid"].agreement, of["mid"].slowdown = phase.draft, phase.mid, phase.slowdown
+        while of["target"].replicas < phase.replicas:
+            of["target"].replicas += 1
+            self.simulator.add_replica("target")
+            for router in self._inner.routers if isinstance(self._inner, AdaptivePolicy) else ():
+                router.members[-1].replicas += 1
+                router.changed()
         self._running = phase.together
         texts = range(phase.together) if phase.together > 1 else [wave % TEXTS]
         return [Arrival(self.simulator.now, TOKENS, prompt=PROMPT, text=text) for text in texts]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHARE = 0.02  # of a level's time
+SHARE = 0.04  # of a level's time
 SAVED_S = 1.0  # most seconds of it that are saved up
 TOKENS = 16  # judged in one call
 LOOK_S = 0.02  # how often somebody is looked for
