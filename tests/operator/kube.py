@@ -183,10 +183,13 @@ class Place:
     def settled(self, seconds: float = SOON) -> dict[str, Object]:
         """The dump, once it stays the same for a while and all is ready."""
         last: list[Any] = [None, 0.0]
+        waiting: list[Object] = []
 
         def stable() -> dict[str, Object] | None:
             ours = [item for resource in (FAMILY, POLICY) for item in self.all(resource)]
-            if not all(map(is_ready, ours)) or not all(map(is_complete, [*ours, *self.all(DEPLOYMENT)])):
+            waiting[:] = [item for item in ours if not is_ready(item)]
+            waiting.extend(item for item in [*ours, *self.all(DEPLOYMENT)] if not is_complete(item))
+            if waiting:
                 last[0] = None
                 return None
             now, dump = time.monotonic(), self.dump()
@@ -194,7 +197,11 @@ class Place:
                 last[:] = [dump, now]
             return dump if now - last[1] > 0.6 else None
 
-        found: dict[str, Object] = until("the namespace settled", stable, seconds, every=0.3)
+        try:
+            found: dict[str, Object] = until("the namespace settled", stable, seconds, every=0.3)
+        except AssertionError as error:
+            names = [f"{one['kind']} {one['metadata']['name']}: {one.get('status')}" for one in waiting]
+            raise AssertionError(f"{error}; waiting for {names}") from None
         return found
 
 

@@ -206,8 +206,8 @@ FAMILY_CHANGES = [
         lambda place: (place.get(DEPLOYMENT, "demo-mid-predictor") or {"spec": {}})["spec"].get("strategy"),
         ONE_BY_ONE,
     ),
-    Change("levels[].replicas.min", mid(replicas={"min": 3, "max": 4}), scale("mid"), 3),
-    Change("levels[].replicas.max", mid(replicas={"min": 1, "max": 2}), scale("mid"), 2),  # after the 3 above
+    Change("levels[].replicas.min", mid(replicas={"min": 2, "max": 9}), scale("mid"), 4),  # of two copies
+    Change("levels[].replicas.max", mid(replicas={"min": 1, "max": 2}), scale("mid"), 2),  # after the 4 above
 ]
 
 
