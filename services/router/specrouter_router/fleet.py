@@ -72,6 +72,7 @@ class Fleet:
     def drop(self, link: Link) -> None:
         """Nothing of it is needed any more."""
         self.links.pop(link.address, None)
+        self._changed(link)
         task = asyncio.create_task(link.close(), name=f"close {self.name}")
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)

@@ -16,6 +16,9 @@ class Parking:
     def __bool__(self) -> bool:
         return bool(self._flights)
 
+    def __contains__(self, flight: Flight) -> bool:
+        return flight in self._flights
+
     def put(self, flight: Flight, now: float) -> None:
         """It waits from now on, or still: its patience is not renewed."""
         flight.number = 0

@@ -133,6 +133,9 @@ class Replicas:
         self.ready = bool(self.fleet.good or (self._vital and self.fleet.usable))
         for flight in self._parking.empty() if self.ready else ():
             self._go(flight)
+        if link.good:
+            for other in [other for other in self.fleet.links.values() if other.silent and other.inflight]:
+                self._clear(other, "it is silent")
         if self.ready and not was:
             self._on_ready(self.name)
 
@@ -169,20 +172,26 @@ class Replicas:
         seat.move(link)
 
     def _elsewhere(self, flight: Flight) -> bool:
-        """Send a call to another replica that is good. Returns whether it went, or its twin is on its way anyway."""
-        twin = flight.twin
-        if twin is not None and twin.link is not None and twin.link.inflight.get(twin.number) is twin:
+        """Send a call to another replica. Returns whether it went, or its twin is on its way anyway."""
+        if self._twin(flight) is not None:
             flight.number = 0
             return True
         link: Link | None = flight.seat.link
         if link is None or link is flight.link or not link.good:
             link = self._choose(besides=flight.link)
-        if link is None or not link.good or flight.moves >= MAX_MOVES or flight.seat.ended:
+        if link is None or flight.moves >= MAX_MOVES or flight.seat.ended:
             return False
         flight.moves += 1
         self._place(flight.seat, link)
         link.send(flight)
         return True
+
+    def _twin(self, flight: Flight) -> Flight | None:
+        """The same call, where it is on its way to a second replica, or waits for one."""
+        twin = flight.twin
+        if twin is None or twin in self._parking or (twin.link and twin.link.inflight.get(twin.number) is twin):
+            return twin
+        return None
 
     def _go(self, flight: Flight) -> None:
         """Send a call that has waited."""
@@ -264,11 +273,9 @@ class Replicas:
         if holding is not None:
             holding.confirm()
         self.hedges.answered(flight.drawn, flight.read, now - flight.sent)
-        twin = flight.twin
-        if twin is not None:
-            if twin.link is not None and twin.link.inflight.get(twin.number) is twin:
-                twin.link.withdraw(twin)
-                self.hedges.won += flight.second
+        if flight.twin is not None:
+            self.hedges.won += flight.second and self._twin(flight) is not None
+            self.withdraw(flight.twin)
             if not flight.seat.ended:
                 flight.seat.move(link)  # it is up to date here
 
@@ -288,7 +295,7 @@ class Replicas:
         if outcome in (pb.OUTCOME_INTERNAL, pb.OUTCOME_EXPIRED):
             self._erred(link)
             return self._elsewhere(flight)
-        return False
+        return outcome != pb.OUTCOME_STALE_EPOCH and self._twin(flight) is not None
 
     def _erred(self, link: Link) -> None:
         """It failed a call. After some in a row it gets none for a while, and those that wait there go elsewhere."""
@@ -296,10 +303,16 @@ class Replicas:
             return
         log.warning("level %s at %s fails call after call", self.name, link.address)
         self._look(link)
+        self._clear(link, "it fails call after call")
+
+    def _clear(self, link: Link, why: str) -> None:
+        """Its calls go on elsewhere; where there is nobody, those that are patient wait here, and the others fail."""
         for flight in list(link.inflight.values()):
-            if self._choose(besides=link) is not None:
+            if not flight.patient or self._choose(besides=link) is not None:
                 link.withdraw(flight)
-                self._strand(flight, "its replica fails call after call")
+                self._strand(flight, why)
+            elif link.silent and not flight.patience:
+                flight.patience = self._loop.time() + parking.PATIENCE_S
 
     def _strand(self, flight: Flight, why: str) -> None:
         """The replica of a call in flight is gone."""
@@ -346,7 +359,7 @@ class Replicas:
     def _late(self, flight: Flight, why: str, *, gone: bool) -> None:
         """A call in flight took too long."""
         link = flight.link
-        if link is None or flight.number not in link.inflight:  # another's lateness has moved it
+        if link is None or link.inflight.get(flight.number) is not flight:  # another's lateness has moved it
             return
         link.withdraw(flight)
         self._erred(link)
@@ -374,21 +387,13 @@ class Replicas:
 
     def _check(self, link: Link, now: float) -> None:
         if link.overdue(now, due=link.circuit.due(now) if link.ready else False):
-            self._hush(link, now)
-        if (link.draining or link.leaving) and (self.fleet.good or not self._vital):
+            log.warning("level %s at %s is silent", self.name, link.address)
+            link.silent = True
+            link.circuit.failed(now)
+            self._look(link)
+            self._clear(link, "it is silent")
+        spare = bool(self.fleet.good) or not self._vital
+        if spare and (link.draining or link.leaving):
             self.fleet.empty(link)
-        if link.leaving and not (link.ready and (link.seats or link.inflight)):
+        if link.leaving and not (link.ready and (link.seats or link.inflight or not spare)):
             self.fleet.drop(link)
-
-    def _hush(self, link: Link, now: float) -> None:
-        """The replica says nothing any more: its calls go on elsewhere, or wait here, or fail."""
-        log.warning("level %s at %s is silent", self.name, link.address)
-        link.silent = True
-        link.circuit.failed(now)
-        self._look(link)
-        for flight in list(link.inflight.values()):
-            if flight.patient and self._choose(besides=link) is None:
-                flight.patience = now + parking.PATIENCE_S
-            else:
-                link.withdraw(flight)
-                self._strand(flight, "it is silent")

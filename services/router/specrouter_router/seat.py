@@ -41,6 +41,8 @@ class Seat:
 
     def move(self, link: Link | None) -> None:
         """Its next call goes there."""
+        if link is self.left:
+            self.left = None
         if self.link is not None:
             self.link.seats.discard(self)
         self.link = link
