@@ -5,8 +5,9 @@
 The demo family's target (float32, one thread) behind the level's own scheduler, engine and checkpoints, and a real
 Valkey on the loopback. Time from a call's receipt to its first draw: the whole prompt is computed, or its blocks are
 restored with each codec and the last token alone is computed. "100 Mbit/s" waits for every block as long as such a link
-would need for its bytes; "break even" is the link at which both ways cost the same. "chosen" is what the level does there when left to itself, after what it has measured.
-Last: what a token costs while blocks are being written, against no checkpoints.
+would need for its bytes; "break even" is the link at which both ways cost the same. "chosen" is what the level does at
+100 Mbit/s when left to itself, after what it has measured. Last: what a token costs while blocks are being written,
+against no checkpoints.
 
 Needs the demo's weights (`specrouter models pull demo`). Writes results/restore.json and results/restore.svg.
 """

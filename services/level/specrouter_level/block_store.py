@@ -29,6 +29,13 @@ LOST = (RedisError, OSError)  # what a call may raise
 
 def client(url: str, seconds: float) -> Any:
     """A client that waits ``seconds`` for one answer. Raises ValueError for what is no URL of a Redis."""
+    try:
+        return _client(url, seconds)
+    except ValueError:  # its text may hold the password
+        raise ValueError("kv-url: not the URL of a Redis") from None
+
+
+def _client(url: str, seconds: float) -> Any:
     return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=Retry(NoBackoff(), 0))
 
 

@@ -25,6 +25,8 @@ def of(policy: str, url: str, codec: str, budget_mib: int, key_file: Path | None
         return None
     if not url:
         raise ValueError("kv-url: needed with kv-checkpoints")
+    if not url.startswith(("redis://", "rediss://")):
+        raise ValueError("kv-url: must begin with redis:// or rediss:// (no sentinels, no cluster)")
     if exactness == "bitwise" and codec != "exact":
         raise ValueError(f"kv-codec: must be exact where exactness is bitwise, got {codec}")
     key = b""

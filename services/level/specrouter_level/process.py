@@ -107,7 +107,11 @@ def _checkpoints(name: str, engine: Engine, settings: Settings | None) -> Checkp
 
 def run(name: str, engine: Engine, worker: Worker, serving: Serving) -> int:
     """Serve until a signal or ``Drain``; returns the exit code. ``worker`` is the thread that made the engine."""
-    level = Level(name, engine, worker, serving)
+    try:
+        level = Level(name, engine, worker, serving)
+    except ValueError as error:  # a kv-url that is none
+        log.error("cannot start level %s: %s", name, error)
+        return 2
     http = HttpServer(serving.host, serving.http_port, before=level.start, drain=level.drain, after=level.stop)
     for noisy in ("kserve.trace", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # a line per health check
