@@ -29,6 +29,9 @@ MAX_TEXT = 512  # characters of a name or a value
 GRID = (*SECONDS, *(float(x) for x in (12, 15, 18, 22, 27, 33, 39, 47, 56, 68, 82, 100, 150, 220, 330, 470, 680, 1000)))
 FINE = 1.2  # ratio of neighbours in GRID, about
 
+MAX_KNOWN = 1024
+_known: dict[tuple[float, ...], tuple[float, ...]] = {}  # bounds that were checked
+
 Attributes = tuple[tuple[str, str], ...]
 Buckets = tuple[tuple[int, float], ...]  # (place, count), where the count is not 0
 
@@ -194,13 +197,24 @@ def _explicit(point: pb.HistogramDataPoint, name: str) -> Histogram:
         raise ValueError(
             f"{name}: bucket_counts must be one more than explicit_bounds, {len(counts)} for {len(bounds)}"
         )
+    bounds = _checked(bounds, name)
+    if sum(counts) != point.count:
+        raise ValueError(f"{name}: bucket_counts add up to {sum(counts)}, count is {point.count}")
+    return Histogram(bounds, tuple((i, float(n)) for i, n in enumerate(counts) if n), _total(point.sum, name))
+
+
+def _checked(bounds: tuple[float, ...], name: str) -> tuple[float, ...]:
+    """The bounds, as the one tuple that all histograms with the same ones share. Raises ValueError."""
+    known = _known.get(bounds)
+    if known is not None:
+        return known
     if len(bounds) > MAX_BUCKETS:
         raise ValueError(f"{name}: explicit_bounds: at most {MAX_BUCKETS}, got {len(bounds)}")
     if not all(map(math.isfinite, bounds)) or any(b <= a for a, b in pairwise(bounds)):
         raise ValueError(f"{name}: explicit_bounds must be finite and grow")
-    if sum(counts) != point.count:
-        raise ValueError(f"{name}: bucket_counts add up to {sum(counts)}, count is {point.count}")
-    return Histogram(bounds, tuple((i, float(n)) for i, n in enumerate(counts) if n), _total(point.sum, name))
+    if len(_known) >= MAX_KNOWN:
+        _known.clear()
+    return _known.setdefault(bounds, bounds)
 
 
 def _exponential(point: pb.ExponentialHistogramDataPoint, name: str) -> Histogram:
