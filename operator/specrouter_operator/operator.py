@@ -136,8 +136,11 @@ class Operator:
         except ApiError as error:
             after = error.retry_after
             log.warning("%s: %s", family, error)
-        except (RetryError, NotLeaderError) as error:
+        except RetryError as error:
             log.info("%s: %s", family, error)
+        except NotLeaderError as error:  # no fault of the family: it goes on as soon as this replica leads again
+            log.info("%s: %s", family, error)
+            after, failed = 0.0, False
         except Exception:
             outcome = "error"
             log.exception("%s: reconcile failed", family)  # a fault of ours; the others go on

@@ -26,7 +26,7 @@ from specrouter_operator.operator import Pace
 from specrouter_operator.resource import FAMILY, LEASE, POLICY, Object
 
 QUICK = Pace(relist=2.0, watch=3, lease=1.5, retry=0.15)
-AT_ONCE = 6  # scenarios
+AT_ONCE = 4  # scenarios
 BEFORE = [level("draft", replicas={"min": 1, "max": 3}), level("mid"), level("target")]
 AFTER = [level("draft", replicas={"min": 2, "max": 3}), level("target", slots=8)]
 
