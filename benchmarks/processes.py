@@ -54,6 +54,14 @@ def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
     return False
 
 
+def running(pid: int) -> bool:
+    """Whether the process is there and not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def answers(url: str) -> bool:
     """Whether it answers 200."""
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from processes import Process, free_ports
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
 
@@ -28,22 +28,14 @@ INFER = b'{"inputs": [{"name": "prefix", "datatype": "INT32", "shape": [1], "dat
 TEXT = list(b"to be, or not to be, or not")
 
 
-def free_ports() -> tuple[int, int]:
-    with socket.socket() as a, socket.socket() as b:
-        a.bind(("127.0.0.1", 0))
-        b.bind(("127.0.0.1", 0))
-        return a.getsockname()[1], b.getsockname()[1]
-
-
 class Level:
     """A running level process."""
 
     def __init__(self, log: Path, *options: str, env: dict[str, str] | None = None) -> None:
-        self.http, self.grpc = free_ports()
+        self.http, self.grpc = free_ports(2)
         self.log = log
         arguments = [COMMAND, "--http-port", str(self.http), "--grpc-port", str(self.grpc), *options]
-        with log.open("w") as file:
-            self.process = subprocess.Popen(arguments, stdout=file, stderr=file, env={**os.environ, **(env or {})})
+        self.process = Process(arguments, log, env=env).popen
 
     def get(self, path: str, data: bytes | None = None) -> tuple[int, str]:
         request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", data)

@@ -7,28 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from processes import running, until
 from specrouter_local import process
 from specrouter_local.process import Child
-
-
-def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        if true():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def running(pid: int) -> bool:
-    """Whether the process is there and not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def start(code: str, log: Path) -> Child:

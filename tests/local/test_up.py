@@ -9,34 +9,18 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from processes import running, until
 from specrouter_local import paths
 from specrouter_local.client import Router
 from specrouter_local.state import MeshState, Run
 
 COMMAND = [sys.executable, "-m", "specrouter_local"]
 UP = [*COMMAND, "up", "--engine", "stub", "--port", "0", "--grpc-port", "0"]
-
-
-def until(true: Callable[[], bool], seconds: float = 30.0) -> bool:
-    limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
-        if true():
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def running(pid: int) -> bool:
-    """Whether the process is there and not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def call(*arguments: str, code: int = 0) -> str:
@@ -164,7 +148,7 @@ def test_a_level_killed_mid_stream_changes_no_text_and_comes_back(up: Up, level:
     with subprocess.Popen(
         [*COMMAND, "generate", "tell me", "--json", *wanted], stdout=subprocess.PIPE, text=True
     ) as streaming:
-        assert until(lambda: router.status()["sequences"] == 1)
+        assert until(lambda: router.status()["sequences"] == 1, 30)
         time.sleep(0.3)
         os.kill(killed, signal.SIGKILL)
         assert router.status()["sequences"] == 1
@@ -172,10 +156,10 @@ def test_a_level_killed_mid_stream_changes_no_text_and_comes_back(up: Up, level:
     after = json.loads(text)
     assert after["tokens"] == before["tokens"]
     assert after["report"]["lost"] == [level]
-    assert until(lambda: up.pid(level) not in (0, killed) and f"{level} is back" in up.said())
+    assert until(lambda: up.pid(level) not in (0, killed) and f"{level} is back" in up.said(), 30)
     assert f"{level} died (killed by SIGKILL)" in up.said()
     assert up.process.poll() is None
-    assert until(lambda: all(known["ready"] for known in router.status()["levels"]))
+    assert until(lambda: all(known["ready"] for known in router.status()["levels"]), 30)
     router.close()
 
 
