@@ -22,7 +22,7 @@ def adaptive(**kw) -> Adaptive:
     for i in range(600):
         made.agreement.observe("draft", "target", i % 4, i % 5 == 0)
         made.agreement.observe("draft", "mid", i % 4, i % 5 == 0)
-        made.agreement.observe("mid", "target", i % 4, i % 5 < 3)
+        made.agreement.observe("mid", "target", i % 4, i % 10 < 7)
     return made
 
 
