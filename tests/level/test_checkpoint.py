@@ -469,7 +469,7 @@ def test_settings_name_what_is_wrong(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=f"^{word}: "):
             checkpoint_settings.of(*options)
-    with pytest.raises(ValueError, match="^kv-url: ") as caught:
+    with pytest.raises(ValueError, match=r"^kv-url: ") as caught:
         block_store.client("redis://:secret@h:port/0", 1.0)
     assert "secret" not in str(caught.value) and caught.value.__suppress_context__
     assert checkpoint_settings.of("off", "", "int8", 1, None, "bitwise") is None
