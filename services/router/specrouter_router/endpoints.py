@@ -73,7 +73,10 @@ class Endpoints:
             raise TimeoutError
         host, _, port = name.rpartition(":")
         self._running = asyncio.get_running_loop().run_in_executor(self._threads, _look_up, host, port)
-        return await asyncio.wait_for(asyncio.shield(self._running), LOOK_UP_S)
+        done, _ = await asyncio.wait({self._running}, timeout=LOOK_UP_S)
+        if not done:
+            raise TimeoutError
+        return self._running.result()
 
 
 def _literal(name: str) -> bool:

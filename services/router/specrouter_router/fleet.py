@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable
 
+from specrouter_router.ending import end
 from specrouter_router.endpoints import Endpoints
 from specrouter_router.link import Link, Listener
 
@@ -58,7 +59,7 @@ class Fleet:
     async def close(self) -> None:
         """Disconnect."""
         if self._following is not None:
-            self._following.cancel()
+            await end(self._following)
         await asyncio.gather(*self._closing, *(link.close() for link in self.links.values()))
         self.endpoints.close()
 

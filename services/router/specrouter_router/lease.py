@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from specrouter_router.ending import end
 from specrouter_router.record_scripts import TTL_S, family_key
 from specrouter_router.records import Records, StoreError
 
@@ -72,9 +73,7 @@ class Lease:
         """Give it back. ``left``: there are sequences that others should look for on this router's list."""
         if self._task is None:
             return
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
+        await end(self._task)
         self._task = None
         with suppress(StoreError):
             await self._records.ask([("DEL", self._key(self.id))])

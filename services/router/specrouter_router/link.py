@@ -26,6 +26,7 @@ from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
 from specrouter_router.circuit import Circuit
 from specrouter_router.dial import PLAIN, Dial
+from specrouter_router.ending import end
 from specrouter_router.flight import Flight
 from specrouter_router.tempo import Tempo
 
@@ -201,9 +202,7 @@ class Link:
         if self._asking is not None:
             self._asking.cancel()
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
 
     async def _run(self) -> None:
         async with self._dial.aio(self.address, OPTIONS) as channel:
@@ -230,7 +229,8 @@ class Link:
             self.info = info
             self.tempo.begin(info)
             stream = stub.Extend()
-            await asyncio.wait_for(stream.wait_for_connection(), DESCRIBE_S)
+            async with asyncio.timeout(DESCRIBE_S):
+                await stream.wait_for_connection()
         except grpc.aio.AioRpcError as error:
             return _explain(error)
         except TimeoutError:

@@ -10,9 +10,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from enum import StrEnum
 
+from specrouter_router.ending import end
 from specrouter_router.lease import Lease
 from specrouter_router.records import Records, StoreError
 from specrouter_router.refusal import RefusedError
@@ -55,9 +55,7 @@ class Sweeper:
     async def stop(self) -> None:
         """No more."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
 
     async def _run(self) -> None:
         while True:

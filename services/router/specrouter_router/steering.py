@@ -13,6 +13,7 @@ from contextlib import suppress
 
 from specrouter_family.family import ChainSpec
 from specrouter_family.published import policy_key, read
+from specrouter_router.ending import end
 from specrouter_router.records import Records, StoreError
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,7 @@ class Steering:
     async def stop(self) -> None:
         """Look no more."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
             self._task = None
 
     async def _run(self) -> None:

@@ -11,10 +11,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from specrouter.v1 import router_pb2, state_pb2
+from specrouter_router.ending import end
 from specrouter_router.lease import LEASE_S, Lease
 from specrouter_router.records import Progress, Records, StoreError
 from specrouter_router.refusal import RefusedError
@@ -79,9 +79,7 @@ class Watches:
     async def close(self, refusal: RefusedError) -> None:
         """Tell all followers to go elsewhere."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
         for watch in list(self._watched.values()):
             self._end(watch, refusal)
 
