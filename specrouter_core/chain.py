@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import gt
 
 MAX_LEVELS = 8
 MAX_WINDOW = 64
@@ -35,13 +36,11 @@ class Plan:
             raise ValueError(f"levels: names must differ, got {', '.join(self.levels)}")
         if len(self.windows) != len(self.levels):
             raise ValueError(f"windows: one per level is needed, got {len(self.windows)} for {len(self.levels)}")
-        if not all(1 <= w <= MAX_WINDOW for w in self.windows):
+        if min(self.windows) < 1 or max(self.windows) > MAX_WINDOW:
             raise ValueError(f"windows: must be 1 to {MAX_WINDOW}, got {self.windows}")
         if not self.least:
             object.__setattr__(self, "least", (1,) * len(self.levels))
-        if len(self.least) != len(self.levels) or not all(
-            1 <= n <= w for n, w in zip(self.least, self.windows, strict=True)
-        ):
+        if len(self.least) != len(self.levels) or min(self.least) < 1 or any(map(gt, self.least, self.windows)):
             raise ValueError(f"least: one per level of 1 to its window is needed, got {self.least} for {self.windows}")
         if not 1 <= self.lookahead <= MAX_LOOKAHEAD:
             raise ValueError(f"lookahead: must be 1 to {MAX_LOOKAHEAD}, got {self.lookahead}")

@@ -49,8 +49,9 @@ from operator import mul
 from specrouter_core.chain import MAX_LOOKAHEAD, Plan
 from specrouter_core.profile import Profile
 
-WINDOWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16)
 WAITS = (1, 2, 3, 4, 6, 8, 12, 16)  # proposals a verifier may wait for
+FED = (1, *(w + 1 for w in WINDOWS))  # tokens that a call may feed
 MAX_AHEAD = 24  # tokens that the lowest level runs ahead at most
 RUN = 32  # tokens the target alone draws in one call: each new call may miss a step that others share
 CHUNK = 8  # tokens the lowest level draws in one call at least
@@ -120,6 +121,7 @@ class Space:
             level.name: self._gains.furthest(level.name, target, most, waste) if waste < 1 else most
             for level in levels[:-1]
         }
+        self._narrow = {name: [w for w in self._windows if w <= most] for name, most in self._ahead.items()}
 
     def candidates(self, *, overlapped: bool, sensible: bool = False) -> list[tuple[Plan, float]]:
         """Plans with seconds per token. ``sensible``: none in which a level checks another that is no faster."""
@@ -131,7 +133,7 @@ class Space:
             for part in parts:
                 if sensible and len(part.levels) > 1 and part.pace >= cost.step[1]:
                     continue
-                windows = [w for w in self._windows if w <= self._ahead[part.levels[0]]]
+                windows = self._narrow[part.levels[0]]
                 if windows:
                     gain = self._gains.of(part, name)
                     new.append(_extend(part, name, cost, gain, windows, overlapped=overlapped, top=top))
@@ -143,7 +145,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """What calls of one level cost a sequence, by the tokens they feed (index 1 ..)."""
+    """What calls of one level cost a sequence, by the tokens they feed (index; those of FED)."""
 
     step: list[float]  # seconds of a step in which all who share the level take part
     apart: list[float]  # of one in which those take part who call it now and then
@@ -157,8 +159,12 @@ class _Cost:
         others = 1 - 1 / (sharing + level.beside)
         few = sharing * (1 - (1 - 1 / sharing) / 2)  # two groups take turns
         beside = level.beside
-        step = [0.0] + [curve.seconds(n * sharing + beside) / speed for n in range(1, most + 1)]
-        apart = step if sharing == 1 else [0.0] + [curve.seconds(n * few + beside) / speed for n in range(1, most + 1)]
+        step = [0.0] * (most + 1)
+        apart = step if sharing == 1 else [0.0] * (most + 1)
+        for n in FED:
+            if n <= most:
+                step[n] = curve.seconds(n * sharing + beside) / speed
+                apart[n] = curve.seconds(n * few + beside) / speed if sharing > 1 else step[n]
         delay = level.profile.hop.value + level.wait
         return cls(step, apart, [t * (1 + others) + delay for t in apart], delay, others)
 
