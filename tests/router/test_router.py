@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-from stub_mesh import Level, Mesh, family_file
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.sampling import Sampling
@@ -23,6 +22,7 @@ from specrouter_router.request import Request
 from specrouter_router.router import Router, StartError
 from specrouter_router.store import RedisStore
 from specrouter_router.story import End, Reader
+from stub_mesh import Level, Mesh, family_file
 
 
 @asynccontextmanager

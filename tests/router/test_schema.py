@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 import schemathesis
 from schemathesis import GenerationMode
+
 from stub_mesh import Router
 
 OPERATIONS = {
