@@ -107,7 +107,9 @@ class Control:
         stale = _stale(mesh, rules, seen, routers)
         loads = {level.name: scaling.utilisation(level, seen[level.name]) for level in mesh.levels}
         weighed = weights.step(memory.weights, mesh, rules, seen, loads, now)
-        needs = self._replicas(memory, mesh, rules, seen, routers, loads, now, fresh=not stale)
+        out = {name for name, weight in weighed.weights.items() if weight == 0}
+        used = {name: LevelSignal(age=signal.age) if name in out else signal for name, signal in seen.items()}
+        needs = self._replicas(memory, mesh, rules, used, routers, loads, now, fresh=not stale)
         replicas = {name: need.count for name, need in needs.items()}
         return Decision(
             weights=weighed.weights,
@@ -145,6 +147,7 @@ class Control:
         *,
         fresh: bool,
     ) -> dict[str, Need]:
+        """``seen``: levels that chains use; of one that is out, there is nothing to be read but that it lives."""
         if fresh and rules.automatic:
             _plan(memory, mesh, rules, routers, now)
         if any(level.ready < level.replicas for level in mesh.levels):
