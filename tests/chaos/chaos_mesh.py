@@ -41,6 +41,7 @@ class ChaosMesh:
         self._records = Records()
         self._read = 0  # bytes of Redis's file
         self._commits: list[Commit] = []
+        self._logged: dict[Path, int] = {}  # bytes of logs that were looked at
         self._last: dict[str, Commit] = {}  # by sequence
         self.asks: dict[str, Ask] = {}  # all that were ever made
 
@@ -189,9 +190,21 @@ class ChaosMesh:
                     .execute()
                 )
                 if state and state.get(b"finish", b"0") == b"0":
-                    found[f"record {sequence} without an end"] = str(state)
+                    found[f"its record has no end: {state}"] = sequence
                 if -1 in ttls:
-                    found[f"record {sequence} without a time to live"] = str(ttls)
+                    found[f"its record lives for ever: {ttls}"] = sequence
+        return found
+
+    def tracebacks(self) -> list[tuple[str, str]]:
+        """What logs have of them since this was asked last: whose log, and the end of the traceback."""
+        found: list[tuple[str, str]] = []
+        for path in self.folder.rglob("*.log"):
+            text = path.read_bytes()
+            fresh = text[self._logged.get(path, 0) :].decode(errors="replace")
+            self._logged[path] = len(text)
+            for part in fresh.split("Traceback (most recent call last)")[1:]:
+                lines = [line for line in part.splitlines()[1:] if line.strip()]
+                found.append((path.stem, next((line for line in lines if not line.startswith(" ")), "cut off")))
         return found
 
 

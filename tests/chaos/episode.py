@@ -58,6 +58,7 @@ async def run(mesh: ChaosMesh, plan: Plan, together: int = TOGETHER) -> Outcome:
                 group.create_task(one(number))
     cued, struck, mended = fault.result()
     problems += await _left(mesh, plan)
+    problems += [Problem("traced", part, what) for part, what in mesh.tracebacks()]
     commits = mesh.commits()
     problems += judge(plan.asks, events, commits)
     spans = _spans(events)

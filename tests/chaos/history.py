@@ -9,7 +9,7 @@ afterwards, by rules that know nothing of how the system works:
 - ``fenced``: a change of a record by an owner that had been replaced (an epoch below one seen before, or an epoch with
   two owners);
 - ``rounds``: a change of a record whose round is not above the last one's of its epoch, or that shortens it;
-- ``leaked`` is counted where it lies, see chaos_mesh.py.
+- ``leaked`` and ``traced`` (a traceback in a log) are looked for in the mesh itself, see chaos_mesh.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from language import Expected, expected
 from sighting import Ask, Broke, Ended, Event, GaveUp, Got, Opened
 
 Item = TypeVar("Item", Event, Commit)
-Kind = Literal["wrong", "lost", "doubled", "fenced", "rounds", "leaked"]
+Kind = Literal["wrong", "lost", "doubled", "fenced", "rounds", "leaked", "traced"]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from faults import plan
 
 import results
 
-KINDS = ("wrong", "lost", "doubled", "fenced", "rounds", "leaked")
+KINDS = ("wrong", "lost", "doubled", "fenced", "rounds", "leaked", "traced")
 PER_EPISODE = 48
 ORPHAN_S = 75.0  # levels keep the sequences of a router that died for a minute
 
