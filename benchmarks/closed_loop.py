@@ -7,7 +7,8 @@ over HTTP at random times, ``--rate`` requests a second of 48 tokens. In order:
 
 - steady: every level's speed wanders by 10 %. writes_per_minute_steady: versions of weights and changes of replicas.
 - double: twice the requests. scale_up_s: until as many replicas are ready as the search predicts for that load when
-  it is told the truth; slo_back_s: until p95 of the time per token is below the objective again, for good. Then the load is as before.
+  it is told the truth; slo_back_s: until p95 of the time per token is below the objective again, for good. Then the
+  load is as before.
 - slow: mid becomes five times slower. weight_out_s: until both routers have its weight 0 in force. tpot_back_ratio:
   time per token after that, over the same of requests that are pinned to the best chain without mid, taking turns.
 - heal: mid is as fast as before. heal_s: until its weight is 100 in both routers (heal_begins_s: above 0).
