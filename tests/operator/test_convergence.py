@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from api_faults import Killed, Proxy, Storm, honest, proxied
 from families import level, policy
-from faults import Killed, Proxy, Storm, honest, proxied
 from kube import Place, differences, until
 
 from specrouter_operator.operator import Pace
