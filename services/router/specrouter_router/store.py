@@ -32,6 +32,7 @@ PAUSE_S = (0.1, 2.0)  # between tries while it is lost, first and longest
 LOG_S = 30.0  # between two log lines about a loss that lasts
 MAX_BATCH = 256  # records in one batch
 BROKEN = ("WRONGTYPE", "attempt to")  # said of keys that hold something else; the latter by Lua
+SURE_S = 5.0  # after its end a record is written once more: a Redis that lost its last writes may have lost the end
 MAX_ENDED = 1024  # records of ended sequences that wait for a lost Redis; older ones are given up
 
 
@@ -66,6 +67,7 @@ class Record:
     listed: bool = False
     fenced: str = ""  # why nothing can be written any more
     broken: bool = False  # it can't be written, and goes on without
+    sure: bool = False  # its end will be looked at again
     tried: float = 0.0  # loop time of the last write
 
 
@@ -243,6 +245,9 @@ class RedisStore:
         record.kept_round, record.kept_tokens = write.round, write.tokens
         if spec and (record.round, record.ended) == (write.round, write.ended):
             self._due.pop(record, None)
+            if record.finish and not record.sure:  # nobody would notice its loss later, and it would seem to run
+                record.sure = True
+                asyncio.get_running_loop().call_later(SURE_S, self.write, record)
         record.listener.written(write.tokens, write.ended)
 
     def _heal(self, record: Record, round_: int, tokens: int) -> None:
