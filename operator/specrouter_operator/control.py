@@ -25,8 +25,8 @@ from specrouter_operator.scaling import Need
 from specrouter_operator.signals import LevelSignal, RouterSignal, Signals
 from specrouter_operator.smooth import smoothed
 
-SHORT, LONG = 4.0, 20.0  # seconds of a level's window; the long one for levels that are seldom measured
-ENOUGH = 5.0  # steps from which the short window will do
+WINDOWS = (4.0, 8.0, 20.0)  # seconds of a level's signals; longer ones for levels that are seldom measured
+ENOUGH = 3.0  # steps from which a window will do
 ROUTER_WINDOW = 20.0
 TAIL = 1.2  # p95 of the time per token over its mean, about
 SMOOTH_S = 15.0  # over which load and levels are smoothed for the plan
@@ -173,8 +173,11 @@ class Control:
 
 def _level(signals: Signals, family: str, level: str, now: float) -> LevelSignal:
     """The level over the shortest window that shows enough of it."""
-    short = signals.level(family, level, now, SHORT)
-    return short if short.steps >= ENOUGH else signals.level(family, level, now, LONG)
+    for window in WINDOWS:
+        signal = signals.level(family, level, now, window)
+        if signal.steps >= ENOUGH:
+            break
+    return signal
 
 
 def _note(memory: Memory, name: str, signal: LevelSignal, routers: RouterSignal, now: float) -> None:
