@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 COLOURS = ("#2563eb", "#94a3b8", "#f59e0b", "#16a34a")
+MARKS = 12  # on an axis, at most
 HEIGHT, BAR, GAP, LEFT, TOP = 220, 18, 26, 46, 48
 
 
@@ -57,7 +58,8 @@ def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]]) -> st
         out.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         x, y = place(*points[-1])
         out.append(f'<text x="{x + 6:.1f}" y="{y + 4 - 3 * i:.1f}" fill="{colour}">{escape(name)}</text>')
-    for x in sorted({x for points in series.values() for x, _ in points}):
+    marks = sorted({x for points in series.values() for x, _ in points})
+    for x in marks[:: -(-len(marks) // MARKS)]:
         out.append(f'<text x="{place(x, 0)[0] - 8:.1f}" y="{bottom + 16}">{x:g}</text>')
     for part in (0.0, 0.5, 1.0):
         y = bottom - HEIGHT * part
