@@ -103,6 +103,20 @@ print("fine")
     assert release.kubectl("exec", pod, "--", "python", "-c", script).strip() == "fine"
 
 
+def test_levels_speak_with_nobody_who_has_no_certificate(release: Release) -> None:
+    script = """
+import grpc
+from specrouter.v1 import level_pb2, level_pb2_grpc
+stub = level_pb2_grpc.LevelServiceStub(grpc.insecure_channel("stub-target-replicas:9000"))
+try:
+    stub.Describe(level_pb2.DescribeRequest(), timeout=5)
+except grpc.RpcError as error:
+    print(error.code().name)
+"""
+    pod = release.pods(f"{COMPONENT}router")[0]
+    assert release.kubectl("exec", pod, "--", "python", "-c", script).strip() == "UNAVAILABLE"
+
+
 def test_restricted_pod_security_is_enforced(release: Release) -> None:
     pod = {
         "apiVersion": "v1",
