@@ -36,7 +36,6 @@ A chain of one level is the target alone; its window is the tokens drawn in one 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from specrouter_core.chain import Plan
 from specrouter_core.event import (
@@ -53,54 +52,11 @@ from specrouter_core.event import (
     Reply,
     Withdraw,
 )
+from specrouter_core.lane import Flight, Lane, Tally
 
 FAILURES = 3
 DRY_RUN = 4
 REMEMBERED = 16  # abandoned calls whose late reply may still be used
-
-
-@dataclass(slots=True)
-class Tally:
-    """What one level did for this sequence, in calls and tokens."""
-
-    calls: int = 0
-    drawn: int = 0
-    offered: int = 0
-    accepted: int = 0
-    committed: int = 0
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A call and what is known of its answer."""
-
-    level: str
-    base: int  # length of the committed text when it was sent
-    ahead: tuple[int, ...]
-    proposals: tuple[int, ...]
-    more: int
-    tokens: Sequence[int] = ()
-
-    @property
-    def asked(self) -> int:
-        return len(self.proposals) + 1 + self.more
-
-
-@dataclass(slots=True)
-class _Lane:
-    """One level's text beyond the committed one, and its call in flight."""
-
-    level: str
-    window: int
-    ahead: list[int] = field(default_factory=list)
-    origins: list[str] = field(default_factory=list)
-    flight: int | None = None
-    recent: list[_Flight] = field(default_factory=list)  # calls whose draws may lie beyond the committed text
-    dry: bool = False  # it had no more to offer at the end of this very text
-    failures: int = 0
-
-    def become(self, ahead: Sequence[int], origins: Sequence[str]) -> None:
-        self.ahead, self.origins, self.dry = list(ahead), list(origins), False
 
 
 class Machine:
@@ -132,8 +88,8 @@ class Machine:
         self.rounds = 0
         self.tallies: dict[str, Tally] = {name: Tally() for name in plan.levels}
         self.lost: list[str] = []
-        self._lanes = [_Lane(name, window) for name, window in zip(plan.levels, plan.windows, strict=True)]
-        self._flights: dict[int, _Flight] = {}  # in flight, and a few abandoned; by call
+        self._lanes = [Lane(name, window) for name, window in zip(plan.levels, plan.windows, strict=True)]
+        self._flights: dict[int, Flight] = {}  # in flight, and a few abandoned; by call
         self._calls = 0
         self._actions: list[Action] = []
 
@@ -178,7 +134,7 @@ class Machine:
         if closes and self.finished is None:
             self._closed(i, flight)
 
-    def _closed(self, i: int, flight: _Flight) -> None:
+    def _closed(self, i: int, flight: Flight) -> None:
         """A call in flight was answered in full."""
         lane = self._lanes[i]
         lowest_of_several = i == 0 and len(self._lanes) > 1
@@ -195,7 +151,7 @@ class Machine:
                 return tokens[: n + 1]
         return tokens
 
-    def _count(self, flight: _Flight) -> None:
+    def _count(self, flight: Flight) -> None:
         tally = self.tallies[flight.level]
         tally.drawn += len(flight.tokens)
         tally.offered += min(len(flight.proposals), len(flight.tokens))
@@ -204,13 +160,13 @@ class Machine:
                 break
             tally.accepted += 1
 
-    def _beyond_committed(self, flight: _Flight) -> list[int] | None:
+    def _beyond_committed(self, flight: Flight) -> list[int] | None:
         """The text this call's answer makes, as tokens beyond today's committed text; None if it does not extend it."""
         text = [*flight.ahead, *flight.tokens]
         settled = self.committed[flight.base :]
         return text[len(settled) :] if text[: len(settled)] == settled else None
 
-    def _absorb(self, i: int, flight: _Flight) -> None:
+    def _absorb(self, i: int, flight: Flight) -> None:
         """Make the answer level i's text if it extends the level above's and is news."""
         text = self._beyond_committed(flight)
         lane = self._lanes[i]
@@ -277,7 +233,7 @@ class Machine:
             if lane.flight is not None and not self._alive(self._flights[lane.flight], above):
                 self._withdraw(lane)
 
-    def _alive(self, flight: _Flight, above: _Lane) -> bool:
+    def _alive(self, flight: Flight, above: Lane) -> bool:
         """Whether the answer may still extend the text of the level above, as far as both are known."""
         known = [*flight.ahead, *flight.tokens]
         wanted = [*self.committed[flight.base :], *above.ahead]
@@ -310,11 +266,11 @@ class Machine:
         if plan.target != self.plan.target:
             raise ValueError(f"levels: the target must stay {self.plan.target}, got {plan.target}")
         old = {lane.level: lane for lane in self._lanes}
-        lanes: list[_Lane] = []
+        lanes: list[Lane] = []
         for name, window in zip(reversed(plan.levels), reversed(plan.windows), strict=True):
             lane = old.pop(name, None)
             if lane is None:
-                lane = _Lane(name, window)
+                lane = Lane(name, window)
                 lane.become(lanes[-1].ahead, lanes[-1].origins)
             lane.window = window
             lanes.append(lane)
@@ -339,7 +295,7 @@ class Machine:
         self.finished = Finish(reason, why)
         self._actions.append(self.finished)
 
-    def _withdraw(self, lane: _Lane) -> None:
+    def _withdraw(self, lane: Lane) -> None:
         if lane.flight is not None:
             self._actions.append(Withdraw(lane.level, lane.flight))
             self._count(self._flights.pop(lane.flight))
@@ -370,7 +326,7 @@ class Machine:
                     self._call(i, lane.window if i == 0 else 1)
             below_busy = below_busy or lane.flight is not None
 
-    def _on_its_own(self, lane: _Lane) -> bool:
+    def _on_its_own(self, lane: Lane) -> bool:
         """Whether its call in flight has dealt with the proposals and goes on with draws of its own."""
         if lane.flight is None:
             return False
@@ -417,7 +373,7 @@ class Machine:
         more = max(min(own, room - len(proposals)), 1) - 1
         self._calls += 1
         lane.flight = self._calls
-        flight = _Flight(lane.level, len(self.committed), tuple(lane.ahead), proposals, more)
+        flight = Flight(lane.level, len(self.committed), tuple(lane.ahead), proposals, more)
         self._flights[self._calls] = flight
         if i + 1 < len(self._lanes):
             lane.recent = [*lane.recent[-REMEMBERED:], flight]

@@ -10,7 +10,7 @@ from specrouter_core.chain import Plan
 from specrouter_router.metrics import Metrics
 
 if TYPE_CHECKING:
-    from specrouter_core.machine import Tally
+    from specrouter_core.lane import Tally
 
 
 class Measure:
