@@ -135,7 +135,8 @@ class Mesh:
             self._launch(place)
             return
         others = any(
-            p.part.level == part.level and p.state.condition == "ready" for p in self._places if p is not place
+            p is not place and bool(part.level) and p.part.level == part.level and p.state.condition == "ready"
+            for p in self._places
         )
         target = part.kind == "level" and (part.level or part.name) == self.state.levels[-1] and not others
         end = place.tries >= part.restarts and (target or part.kind != "level")
