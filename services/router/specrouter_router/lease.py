@@ -11,7 +11,7 @@ Shared by the routers of a family:
     specrouter:family:{NAME}:owned:ID     set of the sequences that it runs
 
 After Redis was out of reach every lease may have run out, though its owner lives: so nobody is dead before this router
-has been in touch with Redis for a whole lease.
+has been in touch with Redis for two whole leases (the others may come back to it a lease later).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Lease:
     @property
     def steady(self) -> bool:
         """Whether a lease that is not there says that its router is dead."""
-        return self._steady_since is not None and time.monotonic() - self._steady_since >= LEASE_S
+        return self._steady_since is not None and time.monotonic() - self._steady_since >= 2 * LEASE_S
 
     def start(self) -> None:
         """Take the lease, and keep it until ``stop``."""
