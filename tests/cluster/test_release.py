@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from cluster_load import Load, Seen
-from cluster_mesh import CHART, SCRIPTS, Release, cluster, until
+from cluster_mesh import CHART, SCRIPTS, Cluster, Release, until
 from specrouter.v1 import level_pb2, router_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
 
@@ -22,11 +22,10 @@ COMPONENT, LEVEL = "app.kubernetes.io/component=", "specrouter.dev/level="
 
 
 @pytest.fixture(scope="module")
-def release() -> Iterator[Release]:
-    with cluster() as found:
-        made = Release(found, SCRIPTS / "stub-values.yaml")
-        made.install()
-        yield made
+def release(real_cluster: Cluster) -> Iterator[Release]:
+    made = Release(real_cluster, SCRIPTS / "stub-values.yaml")
+    made.install()
+    yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
