@@ -12,84 +12,28 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from api_faults import Killed, Proxy, Storm, honest, proxied
-from families import level, policy
+from api_faults import Killed, Proxy, Storm, proxied
+from deaths import AT_ONCE, QUICK, dies, lives, places, scenario
 from kube import Place, differences, until
 
-from specrouter_operator.operator import Pace
-from specrouter_operator.resource import FAMILY, LEASE, POLICY, Object
-
-QUICK = Pace(relist=2.0, watch=3, lease=1.5, retry=0.15)
-AT_ONCE = 4  # scenarios
-BEFORE = [level("draft", replicas={"min": 1, "max": 3}), level("mid"), level("target")]
-AFTER = [level("draft", replicas={"min": 2, "max": 3}), level("target", slots=8)]
-
-
-def scenario(place: Place, backend: str = "Deployment") -> dict[str, Object]:
-    """Two families and a policy come; one family changes and loses a level, the other goes. Returns the end."""
-    place.create("ModelFamily", "demo", {"backend": backend, "levels": BEFORE})
-    place.create("ModelFamily", "other", {"backend": backend, "levels": [level("target")]})
-    place.create("RoutingPolicy", "demo", policy("demo", scaling={"mode": "Manual"}))
-    place.settled(90)
-    place.edit(FAMILY, "demo", {"levels": AFTER, "replicas": 2})
-    place.edit(POLICY, "demo", {"weights": {"pins": {"draft": 40}}})
-    place.kubectl("delete", "mf", "other", "--wait=false")
-
-    def swept() -> bool:
-        names = " ".join(place.dump())
-        return "mid" not in names and "other" not in names
-
-    until("level and family are gone", swept, 90, every=0.3)
-    return place.settled(90)
-
-
-@contextmanager
-def places(cluster: Path, folder: Path) -> Iterator[Callable[[], Place]]:
-    """Makes namespaces, and ends them all."""
-    with ExitStack() as stack:
-
-        def made() -> Place:
-            place = Place(cluster, folder)
-            stack.callback(place.close)
-            return place
-
-        yield made
+from specrouter_operator.resource import LEASE, Object
 
 
 @pytest.fixture(scope="module")
 def clean(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Object], int]:
     """The end of a run without faults, and how many writes it took."""
-    place = Place(cluster, tmp_path_factory.mktemp("clean"))
-    with proxied(cluster, honest) as proxy:
-        place.operator(proxy.url, pace=QUICK)
-        end = scenario(place)
-        writes = proxy.writes
-    place.close()
-    return end, writes
+    with places(cluster, tmp_path_factory.mktemp("clean")) as made:
+        return lives(made(), cluster)
 
 
 def same(clean: dict[str, Object], end: dict[str, Object]) -> None:
     """Fails with what differs."""
     assert not differences(clean, end)
-
-
-def dies(place: Place, cluster: Path, at: int, delivered: bool, backend: str) -> tuple[dict[str, Object], Killed]:
-    """The scenario with an operator that dies at a write, and one that comes after it."""
-    plan = Killed(at, delivered)
-    with proxied(cluster, plan) as proxy, ThreadPoolExecutor(1) as pool:
-        first = place.operator(proxy.url, pace=QUICK)
-        end = pool.submit(scenario, place, backend)
-        while not plan.dead.wait(0.1) and not end.done():
-            pass
-        first._stop.set()  # it can neither write nor give back its lease
-        place.operator(pace=QUICK)
-        return end.result(), plan
 
 
 def generations(place: Place, cluster: Path, writes: int, delivered: bool) -> tuple[dict[str, Object], int]:
@@ -129,11 +73,7 @@ def test_death_at_a_write(cluster: Path, tmp_path: Path, clean: tuple[dict[str, 
 
 def test_death_with_kserve(cluster: Path, tmp_path: Path) -> None:
     with places(cluster, tmp_path) as made, ThreadPoolExecutor(AT_ONCE) as pool:
-        place = made()
-        with proxied(cluster, honest) as proxy:
-            place.operator(proxy.url, pace=QUICK)
-            wanted = scenario(place, "KServe")
-            writes = proxy.writes
+        wanted, writes = lives(made(), cluster, "KServe")
         cases = random.Random(2).sample(range(2, writes - 4), 4)
         runs = [pool.submit(dies, made(), cluster, at, bool(at % 2), "KServe") for at in cases]
         for run in runs:
