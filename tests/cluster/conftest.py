@@ -1,4 +1,4 @@
-"""One cluster for all tests of the chart."""
+"""The cluster that the tests of this folder share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from cluster_mesh import Cluster, cluster
 
 
 @pytest.fixture(scope="session")
-def real_cluster() -> Iterator[Cluster]:
-    """The one that $KUBECONFIG names, else the throwaway one."""
+def throwaway() -> Iterator[Cluster]:
     with cluster() as found:
         yield found
