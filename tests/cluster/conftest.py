@@ -1,4 +1,4 @@
-"""The cluster that the tests of this folder share."""
+"""One cluster for all tests of the chart."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cluster_mesh import Cluster, cluster
 
 
 @pytest.fixture(scope="session")
-def throwaway() -> Iterator[Cluster]:
+def real_cluster() -> Iterator[Cluster]:
+    """The one that $KUBECONFIG names, else the throwaway one."""
     with cluster() as found:
         yield found

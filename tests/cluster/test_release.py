@@ -22,10 +22,10 @@ COMPONENT, LEVEL = "app.kubernetes.io/component=", "specrouter.dev/level="
 
 
 @pytest.fixture(scope="module")
-def release(real_cluster: Cluster) -> Iterator[Release]:
+def release(real_cluster: Cluster) -> Release:
     made = Release(real_cluster, SCRIPTS / "stub-values.yaml")
     made.install()
-    yield made
+    return made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
