@@ -121,14 +121,25 @@ def _environment(family: str, namespace: str, level: Level, settings: Settings) 
         {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": settings.otlp_endpoint},
         {"name": "OTEL_SERVICE_NAME", "value": "specrouter-level"},
         {"name": "OTEL_RESOURCE_ATTRIBUTES", "value": whose},
+        *(token_environment(settings.otlp_secret) if settings.otlp_secret else []),
     ]
 
 
-def _kv_environment(secret: str) -> list[Object]:
-    def of(variable: str, key: str) -> Object:
-        return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+def token_environment(secret: str) -> list[Object]:
+    """Of metrics alone: traces may go to somebody else. Spaces are %20 there, as in W3C Baggage."""
+    return [
+        _from_secret("SPECROUTER_OTLP_TOKEN", secret, "token"),
+        {"name": "OTEL_EXPORTER_OTLP_METRICS_HEADERS", "value": "authorization=Bearer%20$(SPECROUTER_OTLP_TOKEN)"},
+    ]
 
-    return [of("SPECROUTER_LEVEL_KV_URL", "url"), {"name": "SPECROUTER_LEVEL_KV_KEY_FILE", "value": f"{KV_PATH}/key"}]
+
+def _from_secret(variable: str, secret: str, key: str) -> Object:
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}
+
+
+def _kv_environment(secret: str) -> list[Object]:
+    url = _from_secret("SPECROUTER_LEVEL_KV_URL", secret, "url")
+    return [url, {"name": "SPECROUTER_LEVEL_KV_KEY_FILE", "value": f"{KV_PATH}/key"}]
 
 
 def _fetch(uri: str, settings: Settings) -> Object:

@@ -46,6 +46,9 @@ def run(  # noqa: PLR0913  # the command line's options
     identity: Annotated[str | None, _option("identity", "Name of this replica in the lease.")] = None,
     port: Annotated[int, _option("port", "Health and metrics (HTTP).", low=0)] = 8081,
     otlp_port: Annotated[int, _option("otlp-port", "Receives levels' and routers' metrics (gRPC).", low=0)] = 4317,
+    otlp_token: Annotated[
+        str, typer.Option(help="What pushes must show as bearer token.", envvar="SPECROUTER_OTLP_TOKEN")
+    ] = "",
     redis_url: Annotated[
         str, typer.Option(help="Where routers read weights, as they have it.", envvar="SPECROUTER_REDIS_URL")
     ] = "",
@@ -54,6 +57,7 @@ def run(  # noqa: PLR0913  # the command line's options
         str, _option("storage-image", "Image that fetches weights where KServe doesn't.")
     ] = Settings.storage_image,
     otlp_endpoint: Annotated[str, _option("otlp-endpoint", "Where levels push metrics, http://host:port.")] = "",
+    otlp_secret: Annotated[str, _option("otlp-secret", "Secret with the token that levels push metrics with.")] = "",
     kv_secret: Annotated[str, _option("kv-secret", "Secret with url and key for levels' KV checkpoints.")] = "",
     level_tls_secret: Annotated[
         str, _option("level-tls-secret", "Secret with which levels speak TLS (tls.crt, tls.key, ca.crt).")
@@ -72,9 +76,9 @@ def run(  # noqa: PLR0913  # the command line's options
         log.error("no API server: %s", error)
         raise typer.Exit(2) from error
     pace = Pace(relist=relist_seconds, watch=watch_seconds, lease=lease_seconds, retry=min(2.0, lease_seconds / 6))
-    settings = Settings(level_image, storage_image, otlp_endpoint, kv_secret, level_tls_secret)
+    settings = Settings(level_image, storage_image, otlp_endpoint, otlp_secret, kv_secret, level_tls_secret)
     name = identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    sources = Sources()
+    sources = Sources(otlp_token)
     try:
         publisher = RedisPublisher(redis_url) if redis_url else None
     except ValueError as error:

@@ -18,12 +18,13 @@ MAX_SERVERS = 64  # Prometheus servers that are remembered
 
 
 class Sources(Collector):
-    """One receiver for all policies, one client per Prometheus. Also tells what the receiver has seen."""
+    """One receiver for all policies, one client per Prometheus. Also tells what the receiver has seen. ``token``: what
+    senders must show the receiver; "": nothing."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, token: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._store = Store()
-        self._receiver = Receiver(self._store, clock)
+        self._receiver = Receiver(self._store, clock, token)
         self._servers: dict[str, PrometheusSource] = {}
 
     def listen(self, address: str, leads: bool) -> None:
@@ -54,6 +55,8 @@ class Sources(Collector):
         counts = {
             "requests": ("Exports received.", receiver.requests),
             "refused": ("Exports that could not be used.", receiver.refused),
+            "denied": ("Exports without the token.", receiver.denied),
+            "throttled": ("Exports beyond their sender's allowance.", receiver.throttled),
             "points": ("Data points taken.", receiver.points),
             "skipped": ("Data points of resources that are no level or router.", receiver.skipped),
             "evicted": ("Senders forgotten.", self._store.evicted),

@@ -253,6 +253,20 @@ def test_levels_that_keep_kv_get_redis_and_a_key() -> None:
     assert "SPECROUTER_OPERATOR_KV_SECRET" not in variables(one(render(), "Deployment", "operator"))
 
 
+@pytest.mark.parametrize(("given", "name"), [("", "mesh-specrouter-otlp"), ("mine", "mine")])
+def test_whoever_pushes_has_the_token_that_the_operator_asks_for(given: str, name: str) -> None:
+    objects = render(otel__existingSecret=given)
+    for side in ("operator", "router"):
+        environment = one(objects, "Deployment", side)["spec"]["template"]["spec"]["containers"][0]["env"]
+        (token,) = [entry for entry in environment if entry["name"] == "SPECROUTER_OTLP_TOKEN"]
+        assert token["valueFrom"]["secretKeyRef"] == {"name": name, "key": "token"}
+    assert variables(one(objects, "Deployment", "operator"))["SPECROUTER_OPERATOR_OTLP_SECRET"] == name
+    shown = variables(one(objects, "Deployment", "router"))["OTEL_EXPORTER_OTLP_METRICS_HEADERS"]
+    assert shown == "authorization=Bearer%20$(SPECROUTER_OTLP_TOKEN)"
+    made = [found["stringData"] for found in of_kind(objects, "Secret") if found["metadata"]["name"] == name]
+    assert [len(secret["token"]) for secret in made] == ([] if given else [32])
+
+
 def test_routers_know_which_levels_they_are_for() -> None:
     """Another set of levels is another pod template: routers are rolled, and wait for the operator's file."""
     levels = [{"name": "a", "engine": "stub", "agreement": 0.5}, {"name": "b", "engine": "stub"}]

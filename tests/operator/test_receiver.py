@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -24,17 +24,21 @@ from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 from opentelemetry.sdk.resources import Resource
 
 from specrouter_operator import metric_names as m
+from specrouter_operator.allowance import Allowances
+from specrouter_operator.pods import token_environment
 from specrouter_operator.receiver import SERVICE, Receiver
 from specrouter_operator.store import Store
 from stub_mesh import Level, until
+
+TOKEN = "a1B2" * 8
 
 
 class Served:
     """A receiver that runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, token: str = "", clock: Callable[[], float] = time.monotonic) -> None:
         self.store = Store()
-        self.receiver = Receiver(self.store)
+        self.receiver = Receiver(self.store, clock, token)
         self.port = self.receiver.start("127.0.0.1:0")
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.stub = MetricsServiceStub(self.channel)
@@ -46,13 +50,23 @@ class Served:
         assert isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.INVALID_ARGUMENT
         return error.details() or ""
 
+    def close(self) -> None:
+        self.channel.close()
+        self.receiver.stop()
+
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     made = Served()
     yield made
-    made.channel.close()
-    made.receiver.stop()
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Served]:
+    made = Served(TOKEN)
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize("kind", [AggregationTemporality.CUMULATIVE, AggregationTemporality.DELTA])
@@ -79,8 +93,14 @@ def test_what_opentelemetrys_sdk_sends(served: Served, kind: AggregationTemporal
     assert seen.step is not None and 0.0075 < seen.step.p50 < 0.0105
 
 
-def test_what_a_level_sends(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real process, its standard environment, its calibration; the last values come when it ends."""
+@pytest.mark.parametrize("token", ["", TOKEN])
+def test_what_a_level_sends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str) -> None:
+    """A real process, its standard environment, its calibration; with the token, as the operator sets it."""
+    served = Served(token)
+    if token:
+        (_, header) = token_environment("any")
+        value = str(header["value"]).replace("$(SPECROUTER_OTLP_TOKEN)", token)
+        monkeypatch.setitem(os.environ, str(header["name"]), value)
     monkeypatch.setitem(os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{served.port}")
     monkeypatch.setitem(os.environ, "OTEL_RESOURCE_ATTRIBUTES", "specrouter.family=demo,k8s.namespace.name=ns")
     monkeypatch.setitem(os.environ, "OTEL_METRIC_EXPORT_INTERVAL", "300")
@@ -93,6 +113,56 @@ def test_what_a_level_sends(served: Served, tmp_path: Path, monkeypatch: pytest.
         assert seen.costs == {1: 0.009, 8: 0.010} and len(seen.replicas) == 1 and seen.step is None
     finally:
         level.kill()
+        served.close()
+
+
+@pytest.mark.parametrize("shown", ["", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", TOKEN, f"Basic {TOKEN}"])
+def test_who_has_not_the_token_is_refused_and_not_counted(guarded: Served, shown: str) -> None:
+    before = guarded.receiver.denied
+    metadata = [("authorization", shown)] if shown else []
+    with pytest.raises(grpc.RpcError) as caught:
+        guarded.stub.Export(request(counter(m.CALLS, 1, 5)), timeout=5, metadata=metadata)
+    error = caught.value
+    assert isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert TOKEN not in (error.details() or "")
+    assert guarded.receiver.denied == before + 1
+    assert guarded.store.streams == 0 and guarded.receiver.points == guarded.receiver.requests == 0
+
+
+def test_who_sends_more_than_its_share_waits() -> None:
+    """One address's flood takes nothing of another's; it may send again when time has passed."""
+    now = [100.0]
+    served = Served(clock=lambda: now[0])
+    big = request(gauge("x" * (2 << 20), 1, 5))
+
+    def send() -> grpc.StatusCode:
+        try:
+            served.stub.Export(big, timeout=10)
+        except grpc.RpcError as error:
+            assert isinstance(error, grpc.Call)
+            return error.code()
+        return grpc.StatusCode.OK
+
+    codes = [send() for _ in range(6)]
+    assert codes == [grpc.StatusCode.OK] * 3 + [grpc.StatusCode.RESOURCE_EXHAUSTED] * 3
+    assert served.receiver.throttled == 3
+    now[0] += 2.0
+    assert send() is grpc.StatusCode.OK
+    served.close()
+    allowances = Allowances(rate=10, burst=20)
+    assert allowances.take("a", 20, 0.0) and not allowances.take("a", 1, 0.0) and allowances.take("b", 20, 0.0)
+    assert allowances.take("a", 10, 1.0) and not allowances.take("a", 10, 1.5)
+
+
+@pytest.mark.parametrize("how", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
+def test_messages_that_are_too_long_are_refused(served: Served, how: grpc.Compression) -> None:
+    """Also those that grow too long when they are unpacked."""
+    seen = served.receiver.requests
+    with pytest.raises(grpc.RpcError) as caught:
+        served.stub.Export(request(gauge("x" * (5 << 20), 1, 5)), timeout=10, compression=how)
+    error = caught.value
+    assert isinstance(error, grpc.Call) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert served.receiver.requests == seen
 
 
 def broken() -> list[tuple[str, pb.Metric, str]]:
