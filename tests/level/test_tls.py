@@ -165,6 +165,28 @@ def test_without_a_client_authority_any_client_is_served(authority: Authority, t
         assert described(level, dial.of(authority.own.cert, None, None, NAME)).name == "low"
 
 
+def test_renewed_certificates_need_no_restart(authority: Authority, tmp_path: Path) -> None:
+    """Even of another authority: connections that are open stay, new ones find what is in the files by then."""
+    server, router = authority.issue(NAME), authority.issue("router")
+    other = Authority(tmp_path, "other")
+    new_server, new_router = other.issue(NAME), other.issue("router")
+    door = dial.of(authority.own.cert, router.cert, router.key, NAME)
+    with running(tmp_path / "log", *options(server, authority.own.cert)) as level:
+        with door.channel(f"127.0.0.1:{level.grpc}") as channel:
+            stub = LevelServiceStub(channel)
+            assert stub.Describe(pb.DescribeRequest(), timeout=SECONDS).name == "low"
+            server.cert.write_bytes(b"half")
+            assert described(level, door).name == "low"
+            for old, new in ((authority.own, other.own), (server, new_server), (router, new_router)):
+                old.cert.write_bytes(new.cert.read_bytes())
+                old.key.write_bytes(new.key.read_bytes())
+            assert stub.Describe(pb.DescribeRequest(), timeout=SECONDS).name == "low"
+        assert described(level, door).name == "low"
+        assert described(level, dial.of(other.own.cert, new_router.cert, new_router.key, NAME)).name == "low"
+        router.cert.unlink()
+        assert described(level, door).name == "low"
+
+
 def test_what_is_wrong_with_files_is_said_at_once(authority: Authority, tmp_path: Path) -> None:
     one, two = authority.issue("one"), authority.issue("two")
     level = Level(tmp_path / "log", *options(Party(one.cert, two.key)))

@@ -1,12 +1,15 @@
-"""The gRPC port's certificates, from PEM files that are read once, at the start."""
+"""The gRPC port's certificates, from PEM files, looked at again at each handshake: renewing needs no restart."""
 
 from __future__ import annotations
 
+import logging
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,27 @@ class Tls:
 
     def credentials(self) -> grpc.ServerCredentials:
         """For the port. Raises ValueError that names the file that can't be used."""
+        now, age = self._read(), self._age()
+
+        def newest() -> grpc.ServerCertificateConfiguration:
+            """For a handshake."""
+            nonlocal now, age
+            try:
+                found = self._age()
+                if found != age:
+                    now, age = self._read(), found
+                    log.info("renewed certificates are in use")
+            except (ValueError, OSError) as problem:  # half written: the next handshake looks again
+                log.warning("certificates stay as they were: %s", problem)
+            return now
+
+        mutual = self.client_ca is not None
+        return grpc.dynamic_ssl_server_credentials(now, newest, require_client_authentication=mutual)
+
+    def _age(self) -> list[int]:
+        return [path.stat().st_mtime_ns for path in (self.cert, self.key, self.client_ca) if path is not None]
+
+    def _read(self) -> grpc.ServerCertificateConfiguration:
         pair = _read("tls-key", self.key), _read("tls-cert", self.cert)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:  # gRPC would only say that it can't listen
@@ -28,12 +52,12 @@ class Tls:
                 f"tls-cert: {self.cert} with tls-key {self.key} is no pair that works ({error})"
             ) from error
         if self.client_ca is None:
-            return grpc.ssl_server_credentials([pair])
+            return grpc.ssl_server_certificate_configuration([pair])
         try:
             context.load_verify_locations(self.client_ca)
         except (ssl.SSLError, OSError) as error:
             raise ValueError(f"tls-client-ca: {self.client_ca} holds no certificate ({error})") from error
-        return grpc.ssl_server_credentials([pair], _read("tls-client-ca", self.client_ca), require_client_auth=True)
+        return grpc.ssl_server_certificate_configuration([pair], _read("tls-client-ca", self.client_ca))
 
 
 def of(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
