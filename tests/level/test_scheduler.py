@@ -16,6 +16,7 @@ from specrouter_level.engine import Drawn, Params, Span
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.stream import Stream
 from specrouter_level.stub import ALPHABET, StubEngine
+from specrouter_level.turns import PER_STEP
 
 SAMPLING = {"seed": 7, "temperature": 0.8}
 STOP = ord("c")  # the reference text after PROMPT draws it only at its 70th place
@@ -413,6 +414,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("deadline_ms", {"deadline_ms": 600_001}),
     ("score", {"score": True}),
     ("suffix", {"suffix": [1] * 120}),
+    ("priority", {"priority": 101}),
     ("params.prompt_length", {"params": pb.SequenceParams(prompt_length=100)}),
     ("params.stop_ids", {"params": pb.SequenceParams(stop_ids=range(17))}),
     ("params.sampling.temperature", {"params": pb.SequenceParams(sampling=pb.Sampling(temperature=float("nan")))}),
@@ -509,3 +511,80 @@ def test_known_draws_go_with_other_sampling() -> None:
     before = len(engine.steps)
     router.answer(engine, router.ask("a", prefix, params=other))
     assert len(engine.steps) == before + 1
+
+
+def finishing(scheduler: Scheduler, engine: StrictEngine, router: Router) -> list[int]:
+    """Runs to the end; the calls in the order in which they ended."""
+    ended: dict[int, None] = {}
+    while spans := scheduler.form():
+        scheduler.finish(engine.step(spans), 0.001)
+        router.read()
+        ended |= {n: None for n, reply in router.replies.items() if reply.outcome != pb.OUTCOME_UNSPECIFIED}
+    return list(ended)
+
+
+def test_higher_priority_goes_first_and_lower_ones_finish_with_equal_texts() -> None:
+    engine, scheduler, router = world(max_rows=4, slots=24)
+    low = [router.ask(f"low{i}", [i, 7], more=8, priority=10) for i in range(8)]
+    middle = [router.ask(f"middle{i}", [i, 8], more=8) for i in range(8)]  # 50, though it does not say so
+    high = [router.ask(f"high{i}", [i, 9], more=8, priority=90) for i in range(8)]
+    order = finishing(scheduler, engine, router)
+    place = [sum(map(order.index, group)) / 8 for group in (high, middle, low)]
+    assert place == sorted(place) and set(order[:8]) == set(high), order
+    for group, second in ((low, 7), (middle, 8), (high, 9)):
+        for i, number in enumerate(group):
+            reply = router.replies[number]
+            assert reply.outcome == pb.OUTCOME_DONE
+            assert list(reply.tokens) == reference(engine, [i, second], 9)
+
+
+def test_lower_priority_is_not_starved_by_a_flood_of_higher() -> None:
+    engine, scheduler, router = world(max_rows=4, slots=24, max_length=2000)
+    low = router.ask("low", [1, 7], more=3, priority=0)
+    prompt = router.ask("prompt", PROMPT * 40, priority=0)
+    tokens = {f"high{i}": [i, 9] for i in range(20)}
+    numbers = {name: router.ask(name, text, more=2, priority=100) for name, text in tokens.items()}
+    answered, done = 0, {}
+    for step in range(len(PROMPT) * 40 + 300):
+        scheduler.finish(engine.step(scheduler.form()), 0.001)
+        router.read()
+        for name, number in numbers.items():
+            if number in router.replies and router.replies[number].outcome == pb.OUTCOME_DONE:
+                answered += 1
+                numbers[name] = router.ask(name, tokens[name], more=2, priority=100)
+        done |= {n: step for n in (low, prompt) if n in router.replies and router.replies[n].tokens and n not in done}
+        if len(done) == 2:
+            break
+    assert done[low] <= 100 // PER_STEP + 1, "a priority of 100 makes it wait 50 steps, not more"
+    assert prompt in done and answered > 100
+    assert list(router.replies[prompt].tokens) == reference(engine, PROMPT * 40, 1)
+
+
+def test_an_urgent_prompt_goes_before_less_urgent_draws_and_leaves_them_a_part() -> None:
+    engine, scheduler, router = world(max_rows=16, slots=24, max_length=2000)
+    for i in range(20):
+        router.ask(f"s{i}", [i, 7], more=64, priority=20)
+    scheduler.finish(engine.step(scheduler.form()), 0.001)
+    router.ask("urgent", PROMPT * 50, priority=80)
+    spans = scheduler.form()
+    fed = sorted((len(span.text) - span.start for span in spans), reverse=True)
+    assert fed[0] == 12 and sum(fed) == 16 and len(spans) >= 3
+    scheduler.finish(engine.step(spans), 0.001)
+    for _ in range(40):  # 4 rows in each are left for the 20 others
+        scheduler.finish(engine.step(scheduler.form()), 0.001)
+    calls = [call for call in scheduler._live if call.priority == 20]
+    assert len(calls) > 10 and all(len(call.tokens) >= 5 for call in calls)
+
+
+def test_a_call_that_supersedes_one_which_waits_has_its_place() -> None:
+    engine, scheduler, router = world(max_rows=4, slots=24)
+    router.ask("low", [1, 7], more=1, priority=50)
+    for i in range(10):
+        router.ask(f"high{i}", [i, 9], more=64, priority=100)
+    for _ in range(50 // PER_STEP):
+        scheduler.finish(engine.step(scheduler.form()), 0.001)
+        newer = router.ask("low", [1, 7], more=1, priority=50)
+    for _ in range(5):  # the urgent ones wait a step or two themselves
+        scheduler.finish(engine.step(scheduler.form()), 0.001)
+    router.read()
+    assert router.replies[newer].tokens

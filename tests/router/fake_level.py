@@ -80,9 +80,9 @@ async def a_router(text: str, redis_url: str) -> AsyncIterator[Router]:
         await store.close()
 
 
-async def run(router: Router, count: int) -> tuple[list[int], End]:
+async def run(router: Router, count: int, traffic: str = "") -> tuple[list[int], End]:
     """A whole sequence."""
-    sequence = router.submit(Request(prompt=[1, 2, 3], max_tokens=count, sampling=Sampling()))
+    sequence = router.submit(Request(prompt=[1, 2, 3], max_tokens=count, sampling=Sampling(), traffic=traffic))
     reader = Reader(sequence.story)
     async with asyncio.timeout(20):
         while not isinstance(event := await reader.next(), End):

@@ -43,7 +43,8 @@ class Stand:
             f'{{name: {name}, engine: stub, address: "127.0.0.1:{port}"}}'
             for name, port in zip(("draft", "target"), self.ports, strict=True)
         ]
-        text = f"name: f\ntokenizer: bytes\nlevels: [{', '.join(levels)}]\nchain: {{policy: fixed, mode: lockstep}}"
+        text = f"name: f\ntokenizer: bytes\nlevels: [{', '.join(levels)}]\n"
+        text += "chain: {policy: fixed, mode: lockstep, classes: {chat: {priority: 80}}}"
         try:
             async with a_router(text, redis_url) as self.router:
                 yield self
@@ -88,6 +89,15 @@ async def test_only_what_a_level_lacks_is_sent(stand: Stand) -> None:
     await asyncio.sleep(0.05)
     assert any(message.released for message in stand.target.messages)
     assert any(message.released for message in stand.draft.messages)
+
+
+async def test_calls_carry_the_priority_of_their_class(stand: Stand) -> None:
+    for traffic, priority in (("chat", 80), ("", 50)):
+        assert (await run(stand.router, 9, traffic))[0] == wanted(9)
+        calls = [call for level in (stand.draft, stand.target) for message in level.messages for call in message.calls]
+        assert {call.priority for call in calls if call.HasField("priority")} == {priority}
+        stand.draft.messages.clear()
+        stand.target.messages.clear()
 
 
 async def test_the_calls_of_one_tick_are_one_message(stand: Stand) -> None:

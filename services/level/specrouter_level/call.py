@@ -20,6 +20,8 @@ MAX_PROBE = 32
 MAX_STOP_IDS = 16
 MAX_SEQUENCE_BYTES = 64
 MAX_DEADLINE_MS = 600_000
+MAX_PRIORITY = 100
+PRIORITY = 50  # of a call that does not say
 
 
 @dataclass(slots=True, eq=False)
@@ -36,12 +38,15 @@ class Call:
     score: bool
     received: float
     deadline: float
+    priority: int
+    since: int  # number of the step from which on it waits: see ``turns``
     started: float = 0.0  # 0 = in no step yet
     seconds: float = 0.0  # of the steps it took part in
     steps: int = 0
     fed: int = 0
     batch: int = 0
     rows: int = 0
+    all_rows: int = 0
     head: int = 0  # hash of the text that the running step draws after
     tokens: list[int] = field(default_factory=list)  # all draws so far
     likelihoods: list[float] = field(default_factory=list)  # per draw, of the most likely token
@@ -61,6 +66,7 @@ class Call:
                 tokens=self.fed,
                 batch=self.batch,
                 rows=self.rows,
+                all_rows=self.all_rows,
             ),
             confidence=self.likelihoods,
             probes=[pb.Probe(ids=[i for i, _ in probe], probabilities=[p for _, p in probe]) for probe in self.probes],
@@ -87,6 +93,8 @@ def checked(call: pb.ExtendCall, info: Info) -> Params | None:
         raise ValueError(f"probe: at most {MAX_PROBE}, got {call.probe}")
     if not 0 < call.deadline_ms <= MAX_DEADLINE_MS:
         raise ValueError(f"deadline_ms: must be 1 to {MAX_DEADLINE_MS}, got {call.deadline_ms}")
+    if call.priority > MAX_PRIORITY:
+        raise ValueError(f"priority: must be 0 to {MAX_PRIORITY}, got {call.priority}")
     if call.score and (call.more > 0 or proposals == 0):
         raise ValueError("score: needs proposals, and more must be 0")
     if call.base + len(call.suffix) == 0:

@@ -4,9 +4,9 @@ It owns the slots, the texts and the calls, and does no I/O: ``receive`` takes a
 ``form`` makes the engine's next step, ``finish`` takes its answer. It is used from one thread; calls
 may arrive while a step runs.
 
-A step takes a part of every call that has one, oldest first: calls with few tokens to feed (those that
-check or draw) before those with many (prompts), which fill the step up to the engine's ``max_rows``. While
-a prompt waits, a quarter of each step is kept for it. So no call waits for the end of another's prompt.
+A step takes a part of every call that has one, in the order of ``turns``, up to the engine's ``max_rows``: calls with
+few tokens to feed (those that check or draw), and those with many (prompts). While both wait, a quarter of each step
+is kept for those that come second. So no call waits for the end of another's prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.prefix import START
 from specrouter_level import call as calls
-from specrouter_level import spans
+from specrouter_level import spans, turns
 from specrouter_level.call import Call
 from specrouter_level.engine import Drawn, Info, Span
 from specrouter_level.held import Held
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_CALLS = 256  # in one message
-SHORT = calls.MAX_PROPOSALS + calls.MAX_MORE + 1  # tokens to feed at which a call counts as a prompt
 MAX_WAITS = 1024  # kept until somebody counts them
 MAX_FAILURES = 3  # failed steps in a row after which the level says that it is not healthy
 RETRY_STEPS = 8  # an overloaded level asks for a pause of so many steps
@@ -65,7 +64,7 @@ class Scheduler:
         self.closed = False  # no call is
         self.failures = 0  # failed steps in a row
         self.waits: deque[float] = deque(maxlen=MAX_WAITS)  # seconds until their first step, of calls that began lately
-        self._live: dict[Call, None] = {}  # least recently stepped first
+        self._live: dict[Call, None] = {}  # in the order of their coming
         self._step: list[tuple[Call, Span]] = []  # the running one
         self._seconds = 0.005  # smoothed time of a step
 
@@ -124,11 +123,14 @@ class Scheduler:
         except ValueError as error:
             return self._refuse(stream, message, pb.OUTCOME_INVALID, str(error))
         held = self.slots.get(message.sequence)
+        since = self.counts.steps
         if held is not None:
             if message.epoch < held.epoch:
                 return self._refuse(stream, message, pb.OUTCOME_STALE_EPOCH, f"epoch {held.epoch} has been seen")
             if held.call is not None:
                 newer = message.epoch > held.epoch
+                if not held.call.started:  # superseded while it waited: the newer call has its place
+                    since = held.call.since
                 self._end(held.call, pb.OUTCOME_STALE_EPOCH if newer else pb.OUTCOME_SUPERSEDED, "a newer call came")
             held.epoch = message.epoch
         if self.closed or (self.draining and (held is None or held.stream is None)):
@@ -145,10 +147,10 @@ class Scheduler:
             held.params = params
         elif held is None or not held.text.holds(message.base, message.base_hash):
             return self._unknown(stream, message, held)
-        self._start(stream, message, held, now)
+        self._start(stream, message, held, now, since)
         return None
 
-    def _start(self, stream: Stream, message: pb.ExtendCall, held: Held, now: float) -> None:
+    def _start(self, stream: Stream, message: pb.ExtendCall, held: Held, now: float, since: int) -> None:
         held.adopt(message.base, list(message.suffix))
         held.stream = stream
         call = Call(
@@ -162,6 +164,8 @@ class Scheduler:
             score=message.score,
             received=now,
             deadline=now + message.deadline_ms / 1000,
+            priority=message.priority if message.HasField("priority") else calls.PRIORITY,
+            since=since,
         )
         held.call = call
         stream.calls[call.number] = call
@@ -227,24 +231,12 @@ class Scheduler:
         now = perf_counter()
         for call in [call for call in self._live if call.deadline <= now]:
             self._end(call, pb.OUTCOME_EXPIRED)
-        short: list[tuple[Call, int]] = []
-        long: list[tuple[Call, int]] = []
-        for call in self._live:
-            if call.held.restoring:
-                continue
-            rows = spans.rows(call)
-            (long if rows > SHORT else short).append((call, rows))
-        long.sort(key=lambda entry: entry[0].received)  # prompts one after the other: the first is ready sooner
-        room = self.info.max_rows
-        kept = room // 4 if long else 0
-        for queue, keep in ((short, kept), (long, 0)):
-            for call, rows in queue:
-                take = min(rows, room - keep)
-                if take <= 0:
-                    break
-                self._step.append((call, spans.span(call, take)))
-                room -= take
-        rows_used = self.info.max_rows - room
+        live = (call for call in self._live if not call.held.restoring)
+        for call, take in turns.parts(turns.queues(live, self.counts.steps), self.info.max_rows):
+            self._step.append((call, spans.span(call, take)))
+            if spans.rows(call) <= turns.SHORT:  # a prompt keeps its place until it is read
+                call.since = self.counts.steps + 1
+        rows_used = self.rows
         for call, span in self._step:
             if not call.started:
                 call.started = now
@@ -253,14 +245,11 @@ class Scheduler:
             call.fed += len(span.text) - span.start
             call.batch = max(call.batch, len(self._step))
             call.rows = max(call.rows, rows_used)
+            call.all_rows += rows_used
             call.held.fed = span.text
             if self.checkpoints is not None:
                 self.checkpoints.overwritten(span.slot, span.start)
             call.head = call.held.text.hashes[-1]
-        if len(self._step) < len(self._live):  # those left out come first next time
-            for call, _ in self._step:
-                del self._live[call]
-                self._live[call] = None
         self.counts.fed += rows_used
         return [span for _, span in self._step]
 

@@ -11,6 +11,7 @@ from specrouter_core.event import Commit
 
 if TYPE_CHECKING:
     from specrouter.v1 import level_pb2 as pb
+    from specrouter_core.promise import Promise
     from specrouter_router.planner import AdaptivePlanner
     from specrouter_router.replicas import Replicas
 
@@ -37,8 +38,8 @@ class Course(Protocol):
         """How sure a level was of a draw, and whether it was right."""
 
     @property
-    def patience(self) -> float:
-        """How much longer than usual it waits until it asks again where there is no room."""
+    def promise(self) -> Promise:
+        """What its class of traffic was promised."""
 
     def ended(self) -> None:
         """The sequence has ended."""
@@ -47,8 +48,9 @@ class Course(Protocol):
 class FixedCourse:
     """One plan, less the levels that are down."""
 
-    def __init__(self, wanted: Plan, links: Mapping[str, Replicas]) -> None:
+    def __init__(self, wanted: Plan, links: Mapping[str, Replicas], promise: Promise) -> None:
         self.levels = wanted.levels
+        self._promise = promise
         self._wanted = wanted
         self._links = links
         self._news = False
@@ -75,9 +77,9 @@ class FixedCourse:
         """Nothing is learnt."""
 
     @property
-    def patience(self) -> float:
+    def promise(self) -> Promise:
         """See Course."""
-        return 1.0
+        return self._promise
 
     def ended(self) -> None:
         """Nothing to do."""
@@ -96,11 +98,10 @@ class FollowedCourse(FixedCourse):
     def __init__(
         self, name: str, wanted: Plan, links: Mapping[str, Replicas], planner: AdaptivePlanner, traffic: str
     ) -> None:
-        super().__init__(wanted, links)
+        super().__init__(wanted, links, planner.promise(traffic))
         self._name = name
         self._planner = planner
         self._plan: Plan | None = None  # of the round before
-        self._promise = planner.promise(traffic)
         planner.adaptive.begin(name, planner.now(), plan=self.first, promise=self._promise)
 
     def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
@@ -118,11 +119,6 @@ class FollowedCourse(FixedCourse):
     def sure(self, level: str, confidence: float, agreed: bool) -> None:
         """See Course."""
         self._planner.adaptive.trust.observe(level, confidence, agreed)
-
-    @property
-    def patience(self) -> float:
-        """See Course."""
-        return self._promise.patience
 
     def ended(self) -> None:
         """See Course."""
@@ -170,9 +166,9 @@ class AdaptiveCourse:
         self._planner.adaptive.trust.observe(level, confidence, agreed)
 
     @property
-    def patience(self) -> float:
+    def promise(self) -> Promise:
         """See Course."""
-        return self._promise.patience
+        return self._promise
 
     def ended(self) -> None:
         """See Course."""

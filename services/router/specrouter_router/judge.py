@@ -174,6 +174,7 @@ class Score:
         flight.holding.name_prefix(message, self.base, ())
         message.proposals.extend(self.tokens)
         message.score = True
+        message.priority = 0  # nobody waits for it
         message.probe = PROBE if self.probes else 0
 
     def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:

@@ -41,7 +41,7 @@ class FixedPlanner:
     def course(self, name: str, pin: Pin, length: int, traffic: str) -> Course:
         """The course of a sequence of at most ``length`` tokens. Raises InvalidError when ``pin`` is wrong."""
         pin.check(self._names, self._chain.chains)
-        return FixedCourse(self.wanted(pin, length), self._links)
+        return FixedCourse(self.wanted(pin, length), self._links, _promise(self._chain, traffic))
 
     def steer(self, weights: Mapping[str, float], chain: ChainSpec) -> None:
         """New sequences follow this chain section; weights are for planners that choose."""

@@ -170,6 +170,7 @@ class Sequence:
         message.more = min(call.more, MAX_MORE)
         message.confidence = call.confidence
         if self.probe and call.level == self._target:
+        message.priority = self._course.promise.priority
             message.probe, self.probe = self.probe, 0
 
     def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:
@@ -214,7 +215,7 @@ class Sequence:
 
     def _overloaded(self, flight: Flight, level: str, reply: pb.ExtendReply, why: str) -> None:
         loop = asyncio.get_running_loop()
-        pause = min(max(reply.retry_ms, RETRY_MS[0]), RETRY_MS[1]) / 1000 * self._course.patience
+        pause = min(max(reply.retry_ms, RETRY_MS[0]), RETRY_MS[1]) / 1000 * self._course.promise.patience
         if level != self._target:
             loop.call_later(pause, self.failed, flight, why, False)
             return

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19specrouter/v1/level.proto\x12\rspecrouter.v1\"\xc4\x02\n\x08Sampling\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12:\n\nlogit_bias\x18\t \x03(\x0b\x32&.specrouter.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_top_pB\x15\n\x13_repetition_penalty\"d\n\x0eSequenceParams\x12)\n\x08sampling\x18\x01 \x01(\x0b\x32\x17.specrouter.v1.Sampling\x12\x15\n\rprompt_length\x18\x02 \x01(\r\x12\x10\n\x08stop_ids\x18\x03 \x03(\r\"\x83\x02\n\nExtendCall\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\r\x12\x11\n\tbase_hash\x18\x05 \x01(\x06\x12\x0e\n\x06suffix\x18\x06 \x03(\r\x12\x11\n\tproposals\x18\x07 \x03(\r\x12\x0c\n\x04more\x18\x08 \x01(\r\x12-\n\x06params\x18\t \x01(\x0b\x32\x1d.specrouter.v1.SequenceParams\x12\x12\n\nconfidence\x18\n \x01(\x02\x12\r\n\x05probe\x18\x0b \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0c \x01(\r\x12\r\n\x05score\x18\r \x01(\x08\"^\n\rExtendRequest\x12(\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x19.specrouter.v1.ExtendCall\x12\x11\n\twithdrawn\x18\x02 \x03(\x04\x12\x10\n\x08released\x18\x03 \x03(\t\"+\n\x05Probe\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\"j\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x12\n\ncompute_us\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\r\x12\x0c\n\x04rows\x18\x06 \x01(\r\"\x8b\x02\n\x0b\x45xtendReply\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12\'\n\x07outcome\x18\x03 \x01(\x0e\x32\x16.specrouter.v1.Outcome\x12\x0c\n\x04held\x18\x04 \x01(\r\x12\x11\n\theld_hash\x18\x05 \x01(\x06\x12%\n\x06timing\x18\x06 \x01(\x0b\x32\x15.specrouter.v1.Timing\x12\x12\n\nconfidence\x18\x07 \x03(\x02\x12$\n\x06probes\x18\x08 \x03(\x0b\x32\x14.specrouter.v1.Probe\x12\x0f\n\x07message\x18\t \x01(\t\x12\x10\n\x08retry_ms\x18\n \x01(\r\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\"O\n\x0e\x45xtendResponse\x12+\n\x07replies\x18\x01 \x03(\x0b\x32\x1a.specrouter.v1.ExtendReply\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\"\x11\n\x0f\x44\x65scribeRequest\".\n\x08StepCost\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x14\n\x0cmicroseconds\x18\x02 \x01(\r\"\xa3\x02\n\x10\x44\x65scribeResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x14\n\x0cvocab_digest\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x12\n\nmax_length\x18\x05 \x01(\r\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x10\n\x08max_rows\x18\x07 \x01(\r\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x0e\n\x06\x65ngine\x18\n \x01(\t\x12\x11\n\texactness\x18\x0b \x01(\t\x12\x10\n\x08stop_ids\x18\x0c \x03(\r\x12&\n\x05\x63osts\x18\r \x03(\x0b\x32\x17.specrouter.v1.StepCost\x12\x10\n\x08\x64raining\x18\x0e \x01(\x08\"\x0e\n\x0c\x44rainRequest\"4\n\rDrainResponse\x12\x11\n\tsequences\x18\x01 \x01(\r\x12\x10\n\x08grace_ms\x18\x02 \x01(\r\"\x12\n\x10TokenizerRequest\",\n\rTokenizerFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c*\xd9\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_DONE\x10\x01\x12\x1a\n\x16OUTCOME_PREFIX_UNKNOWN\x10\x02\x12\x16\n\x12OUTCOME_SUPERSEDED\x10\x03\x12\x16\n\x12OUTCOME_OVERLOADED\x10\x04\x12\x17\n\x13OUTCOME_STALE_EPOCH\x10\x05\x12\x13\n\x0fOUTCOME_INVALID\x10\x06\x12\x14\n\x10OUTCOME_INTERNAL\x10\x07\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x08\x32\xb8\x02\n\x0cLevelService\x12I\n\x06\x45xtend\x12\x1c.specrouter.v1.ExtendRequest\x1a\x1d.specrouter.v1.ExtendResponse(\x01\x30\x01\x12K\n\x08\x44\x65scribe\x12\x1e.specrouter.v1.DescribeRequest\x1a\x1f.specrouter.v1.DescribeResponse\x12\x42\n\x05\x44rain\x12\x1b.specrouter.v1.DrainRequest\x1a\x1c.specrouter.v1.DrainResponse\x12L\n\tTokenizer\x12\x1f.specrouter.v1.TokenizerRequest\x1a\x1c.specrouter.v1.TokenizerFile0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19specrouter/v1/level.proto\x12\rspecrouter.v1\"\xc4\x02\n\x08Sampling\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\x13\n\x0btemperature\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05min_p\x18\x05 \x01(\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x01\x12:\n\nlogit_bias\x18\t \x03(\x0b\x32&.specrouter.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_top_pB\x15\n\x13_repetition_penalty\"d\n\x0eSequenceParams\x12)\n\x08sampling\x18\x01 \x01(\x0b\x32\x17.specrouter.v1.Sampling\x12\x15\n\rprompt_length\x18\x02 \x01(\r\x12\x10\n\x08stop_ids\x18\x03 \x03(\r\"\xa7\x02\n\nExtendCall\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\r\x12\x11\n\tbase_hash\x18\x05 \x01(\x06\x12\x0e\n\x06suffix\x18\x06 \x03(\r\x12\x11\n\tproposals\x18\x07 \x03(\r\x12\x0c\n\x04more\x18\x08 \x01(\r\x12-\n\x06params\x18\t \x01(\x0b\x32\x1d.specrouter.v1.SequenceParams\x12\x12\n\nconfidence\x18\n \x01(\x02\x12\r\n\x05probe\x18\x0b \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x0c \x01(\r\x12\r\n\x05score\x18\r \x01(\x08\x12\x15\n\x08priority\x18\x0e \x01(\rH\x00\x88\x01\x01\x42\x0b\n\t_priority\"^\n\rExtendRequest\x12(\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x19.specrouter.v1.ExtendCall\x12\x11\n\twithdrawn\x18\x02 \x03(\x04\x12\x10\n\x08released\x18\x03 \x03(\t\"+\n\x05Probe\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x15\n\rprobabilities\x18\x02 \x03(\x02\"|\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\r\x12\x12\n\ncompute_us\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12\r\n\x05\x62\x61tch\x18\x05 \x01(\r\x12\x0c\n\x04rows\x18\x06 \x01(\r\x12\x10\n\x08\x61ll_rows\x18\x07 \x01(\r\"\x8b\x02\n\x0b\x45xtendReply\x12\x0c\n\x04\x63\x61ll\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12\'\n\x07outcome\x18\x03 \x01(\x0e\x32\x16.specrouter.v1.Outcome\x12\x0c\n\x04held\x18\x04 \x01(\r\x12\x11\n\theld_hash\x18\x05 \x01(\x06\x12%\n\x06timing\x18\x06 \x01(\x0b\x32\x15.specrouter.v1.Timing\x12\x12\n\nconfidence\x18\x07 \x03(\x02\x12$\n\x06probes\x18\x08 \x03(\x0b\x32\x14.specrouter.v1.Probe\x12\x0f\n\x07message\x18\t \x01(\t\x12\x10\n\x08retry_ms\x18\n \x01(\r\x12\x10\n\x08\x64raining\x18\x0b \x01(\x08\"O\n\x0e\x45xtendResponse\x12+\n\x07replies\x18\x01 \x03(\x0b\x32\x1a.specrouter.v1.ExtendReply\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\"\x11\n\x0f\x44\x65scribeRequest\".\n\x08StepCost\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x14\n\x0cmicroseconds\x18\x02 \x01(\r\"\xa3\x02\n\x10\x44\x65scribeResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x02 \x01(\t\x12\x14\n\x0cvocab_digest\x18\x03 \x01(\t\x12\x12\n\nvocab_size\x18\x04 \x01(\r\x12\x12\n\nmax_length\x18\x05 \x01(\r\x12\r\n\x05slots\x18\x06 \x01(\r\x12\x10\n\x08max_rows\x18\x07 \x01(\r\x12\r\n\x05\x64type\x18\x08 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\t \x01(\t\x12\x0e\n\x06\x65ngine\x18\n \x01(\t\x12\x11\n\texactness\x18\x0b \x01(\t\x12\x10\n\x08stop_ids\x18\x0c \x03(\r\x12&\n\x05\x63osts\x18\r \x03(\x0b\x32\x17.specrouter.v1.StepCost\x12\x10\n\x08\x64raining\x18\x0e \x01(\x08\"\x0e\n\x0c\x44rainRequest\"4\n\rDrainResponse\x12\x11\n\tsequences\x18\x01 \x01(\r\x12\x10\n\x08grace_ms\x18\x02 \x01(\r\"\x12\n\x10TokenizerRequest\",\n\rTokenizerFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c*\xd9\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x10\n\x0cOUTCOME_DONE\x10\x01\x12\x1a\n\x16OUTCOME_PREFIX_UNKNOWN\x10\x02\x12\x16\n\x12OUTCOME_SUPERSEDED\x10\x03\x12\x16\n\x12OUTCOME_OVERLOADED\x10\x04\x12\x17\n\x13OUTCOME_STALE_EPOCH\x10\x05\x12\x13\n\x0fOUTCOME_INVALID\x10\x06\x12\x14\n\x10OUTCOME_INTERNAL\x10\x07\x12\x13\n\x0fOUTCOME_EXPIRED\x10\x08\x32\xb8\x02\n\x0cLevelService\x12I\n\x06\x45xtend\x12\x1c.specrouter.v1.ExtendRequest\x1a\x1d.specrouter.v1.ExtendResponse(\x01\x30\x01\x12K\n\x08\x44\x65scribe\x12\x1e.specrouter.v1.DescribeRequest\x1a\x1f.specrouter.v1.DescribeResponse\x12\x42\n\x05\x44rain\x12\x1b.specrouter.v1.DrainRequest\x1a\x1c.specrouter.v1.DrainResponse\x12L\n\tTokenizer\x12\x1f.specrouter.v1.TokenizerRequest\x1a\x1c.specrouter.v1.TokenizerFile0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_OUTCOME']._serialized_start=1833
-  _globals['_OUTCOME']._serialized_end=2050
+  _globals['_OUTCOME']._serialized_start=1887
+  _globals['_OUTCOME']._serialized_end=2104
   _globals['_SAMPLING']._serialized_start=45
   _globals['_SAMPLING']._serialized_end=369
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=288
@@ -42,31 +42,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEQUENCEPARAMS']._serialized_start=371
   _globals['_SEQUENCEPARAMS']._serialized_end=471
   _globals['_EXTENDCALL']._serialized_start=474
-  _globals['_EXTENDCALL']._serialized_end=733
-  _globals['_EXTENDREQUEST']._serialized_start=735
-  _globals['_EXTENDREQUEST']._serialized_end=829
-  _globals['_PROBE']._serialized_start=831
-  _globals['_PROBE']._serialized_end=874
-  _globals['_TIMING']._serialized_start=876
-  _globals['_TIMING']._serialized_end=982
-  _globals['_EXTENDREPLY']._serialized_start=985
-  _globals['_EXTENDREPLY']._serialized_end=1252
-  _globals['_EXTENDRESPONSE']._serialized_start=1254
-  _globals['_EXTENDRESPONSE']._serialized_end=1333
-  _globals['_DESCRIBEREQUEST']._serialized_start=1335
-  _globals['_DESCRIBEREQUEST']._serialized_end=1352
-  _globals['_STEPCOST']._serialized_start=1354
-  _globals['_STEPCOST']._serialized_end=1400
-  _globals['_DESCRIBERESPONSE']._serialized_start=1403
-  _globals['_DESCRIBERESPONSE']._serialized_end=1694
-  _globals['_DRAINREQUEST']._serialized_start=1696
-  _globals['_DRAINREQUEST']._serialized_end=1710
-  _globals['_DRAINRESPONSE']._serialized_start=1712
-  _globals['_DRAINRESPONSE']._serialized_end=1764
-  _globals['_TOKENIZERREQUEST']._serialized_start=1766
-  _globals['_TOKENIZERREQUEST']._serialized_end=1784
-  _globals['_TOKENIZERFILE']._serialized_start=1786
-  _globals['_TOKENIZERFILE']._serialized_end=1830
-  _globals['_LEVELSERVICE']._serialized_start=2053
-  _globals['_LEVELSERVICE']._serialized_end=2365
+  _globals['_EXTENDCALL']._serialized_end=769
+  _globals['_EXTENDREQUEST']._serialized_start=771
+  _globals['_EXTENDREQUEST']._serialized_end=865
+  _globals['_PROBE']._serialized_start=867
+  _globals['_PROBE']._serialized_end=910
+  _globals['_TIMING']._serialized_start=912
+  _globals['_TIMING']._serialized_end=1036
+  _globals['_EXTENDREPLY']._serialized_start=1039
+  _globals['_EXTENDREPLY']._serialized_end=1306
+  _globals['_EXTENDRESPONSE']._serialized_start=1308
+  _globals['_EXTENDRESPONSE']._serialized_end=1387
+  _globals['_DESCRIBEREQUEST']._serialized_start=1389
+  _globals['_DESCRIBEREQUEST']._serialized_end=1406
+  _globals['_STEPCOST']._serialized_start=1408
+  _globals['_STEPCOST']._serialized_end=1454
+  _globals['_DESCRIBERESPONSE']._serialized_start=1457
+  _globals['_DESCRIBERESPONSE']._serialized_end=1748
+  _globals['_DRAINREQUEST']._serialized_start=1750
+  _globals['_DRAINREQUEST']._serialized_end=1764
+  _globals['_DRAINRESPONSE']._serialized_start=1766
+  _globals['_DRAINRESPONSE']._serialized_end=1818
+  _globals['_TOKENIZERREQUEST']._serialized_start=1820
+  _globals['_TOKENIZERREQUEST']._serialized_end=1838
+  _globals['_TOKENIZERFILE']._serialized_start=1840
+  _globals['_TOKENIZERFILE']._serialized_end=1884
+  _globals['_LEVELSERVICE']._serialized_start=2107
+  _globals['_LEVELSERVICE']._serialized_end=2419
 # @@protoc_insertion_point(module_scope)

@@ -206,6 +206,7 @@ class ExtendCall(_message.Message):
     PROBE_FIELD_NUMBER: _builtins.int
     DEADLINE_MS_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     call: _builtins.int
     """Names the call within the stream; every answer carries it. Never used twice."""
     sequence: _builtins.str
@@ -227,6 +228,10 @@ class ExtendCall(_message.Message):
     score: _builtins.bool
     """Judge instead of extend: answer the own draw at every position of `proposals` (a committed text),
     whatever the proposals are. `more` is 0 then.
+    """
+    priority: _builtins.int
+    """Of the sequence's class, 0 to 100. Unset means 50. Where calls wait for a step, those of higher priority go first,
+    and the others after a while all the same.
     """
     @_builtins.property
     def suffix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -256,12 +261,15 @@ class ExtendCall(_message.Message):
         probe: _builtins.int = ...,
         deadline_ms: _builtins.int = ...,
         score: _builtins.bool = ...,
+        priority: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["params", b"params"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "params", b"params", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "base_hash", b"base_hash", "call", b"call", "confidence", b"confidence", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "more", b"more", "params", b"params", "probe", b"probe", "proposals", b"proposals", "score", b"score", "sequence", b"sequence", "suffix", b"suffix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_priority", b"_priority", "base", b"base", "base_hash", b"base_hash", "call", b"call", "confidence", b"confidence", "deadline_ms", b"deadline_ms", "epoch", b"epoch", "more", b"more", "params", b"params", "priority", b"priority", "probe", b"probe", "proposals", b"proposals", "score", b"score", "sequence", b"sequence", "suffix", b"suffix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
+    _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
 
 Global___ExtendCall: _TypeAlias = ExtendCall  # noqa: Y015
 
@@ -343,6 +351,7 @@ class Timing(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
+    ALL_ROWS_FIELD_NUMBER: _builtins.int
     queue_us: _builtins.int
     """Microseconds from receipt to the first step."""
     compute_us: _builtins.int
@@ -355,6 +364,8 @@ class Timing(_message.Message):
     """Most sequences in one of the steps."""
     rows: _builtins.int
     """Most tokens, over all sequences, in one of the steps."""
+    all_rows: _builtins.int
+    """Tokens, over all sequences, of all the steps."""
     def __init__(
         self,
         *,
@@ -364,10 +375,11 @@ class Timing(_message.Message):
         tokens: _builtins.int = ...,
         batch: _builtins.int = ...,
         rows: _builtins.int = ...,
+        all_rows: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "compute_us", b"compute_us", "queue_us", b"queue_us", "rows", b"rows", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_rows", b"all_rows", "batch", b"batch", "compute_us", b"compute_us", "queue_us", b"queue_us", "rows", b"rows", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
