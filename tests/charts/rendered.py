@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,13 @@ def run_helm(*arguments: str | Path, timeout: float = 120) -> subprocess.Complet
     return subprocess.run([helm(), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=timeout)
 
 
-def render(*files: Path, release: str = "mesh", namespace: str = "place", **values: Any) -> list[Object]:
-    """The objects of a release with these values files and values (dotted names with __ for the dots)."""
+def render(
+    *files: Path, release: str = "mesh", namespace: str = "place", apis: Sequence[str] = (), **values: Any
+) -> list[Object]:
+    """The objects of a release with these values files and values (dotted names with __ for the dots), on a cluster
+    that has these further APIs."""
     settings = [f"--set-json={name.replace('__', '.')}={json.dumps(value)}" for name, value in values.items()]
-    sources = [f"--values={file}" for file in files]
+    sources = [f"--values={file}" for file in files] + [f"--api-versions={api}" for api in apis]
     ran = run_helm("template", release, CHART, "--namespace", namespace, *sources, *settings)
     assert ran.returncode == 0, ran.stderr
     return [found for found in yaml.safe_load_all(ran.stdout) if found]

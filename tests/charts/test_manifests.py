@@ -179,7 +179,7 @@ def test_autoscaling_owns_the_number_of_routers() -> None:
     ],
 )
 def test_the_address_of_redis_is_one_that_the_router_reads(redis: dict[str, Any], url: str) -> None:
-    from specrouter_router.redis_url import parse  # noqa: PLC0415  # the router's own reading
+    from specrouter_family.redis_url import parse  # noqa: PLC0415  # the reading of routers and operator
 
     objects = render(redis=redis | {"bundled": {"enabled": False}})
     secret = one(objects, "Secret", "redis")
@@ -325,3 +325,15 @@ def test_the_monitors_find_services_and_pods() -> None:
         selector = monitor["spec"]["selector"]["matchLabels"]
         (service,) = [found for found in of_kind(objects, "Service") if meets(selector, found["metadata"])]
         assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+
+
+def test_no_route_bounds_how_long_a_stream_lasts() -> None:
+    """By the HTTPRoute's own field; a GRPCRoute has none, and Envoy Gateway takes a policy."""
+    settings = {"gateway__enabled": True, "gateway__parentRefs": [{"name": "any"}]}
+    objects = render(**settings)
+    assert one(objects, "HTTPRoute")["spec"]["rules"][0]["timeouts"] == {"request": "0s"}
+    assert not of_kind(objects, "BackendTrafficPolicy")
+    policy = one(render(apis=["gateway.envoyproxy.io/v1alpha1"], **settings), "BackendTrafficPolicy")["spec"]
+    route = one(objects, "GRPCRoute")["metadata"]["name"]
+    assert policy["targetRefs"] == [{"group": "gateway.networking.k8s.io", "kind": "GRPCRoute", "name": route}]
+    assert policy["timeout"] == {"http": {"requestTimeout": "0s"}}

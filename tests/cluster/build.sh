@@ -164,7 +164,6 @@ metrics() {
   command -v prometheus >/dev/null ||
     { apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null; }
   upstream prometheus-adapter sigs.k8s.io/prometheus-adapter "$ADAPTER_VERSION" ./cmd/adapter
-  go mod download "github.com/prometheus-operator/prometheus-operator@$MONITORS_VERSION"
 }
 
 # the Redis of trials, as a prebuilt program in a Python wheel

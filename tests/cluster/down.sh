@@ -4,15 +4,6 @@
 set -uo pipefail
 . "$(dirname "$0")/env.sh"
 
-end() { # NAME...: each by its own process id; what does not end in 3 seconds is killed
-  local n p i
-  for n in "$@"; do alive "$n" && kill "$(cut -d' ' -f1 "$PIDS/$n")"; done
-  for n in "$@"; do
-    for i in $(seq 30); do alive "$n" || break; sleep 0.1; done
-    alive "$n" && kill -9 "$(cut -d' ' -f1 "$PIDS/$n")"
-    rm -f "$PIDS/$n"
-  done
-}
 # the kubelet first, or it starts its containers again
 end kubelet
 end $(ls "$PIDS" 2>/dev/null)
@@ -37,6 +28,7 @@ if [ -d "$RUN/kubelet" ]; then
   done
   # mounts under the state folder: pod volumes and overlays
   grep -o " $RUN/[^ ]*" /proc/self/mountinfo | sort -ru | while read -r m; do umount -l "$m" 2>/dev/null; done
+  unrule
   nft delete table ip kube-proxy 2>/dev/null
   nft delete table ip6 kube-proxy 2>/dev/null
   find /sys/fs/cgroup -depth -type d -path '*/kubepods*' -exec rmdir {} \; 2>/dev/null

@@ -16,7 +16,6 @@ HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 : "${KUBE_ROUTER_VERSION:=v2.1.0}"
 : "${CERT_MANAGER_VERSION:=v1.11.5}"            # the last whose programs are in the main module, which is all that a Go proxy has
 : "${ADAPTER_VERSION:=v0.12.0}"                  # prometheus-adapter
-: "${MONITORS_VERSION:=v0.85.0}"                 # prometheus-operator: its definitions alone
 NET="10.$((199 + CLUSTER))"
 BASE_PORT=$((16000 + 100 * CLUSTER))
 : "${NODE_IP:=$NET.0.1}"                         # on a bridge with no ports: the node's address for pods
@@ -37,5 +36,21 @@ say() { printf '%s  %s\n' "$(date +%T)" "$*"; }
 # A process is known by its id and its start time: an id alone may have been given to another process since.
 birth() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
 alive() { local p s; read -r p s 2>/dev/null < "$PIDS/$1" && [ -n "$s" ] && [ "$(birth "$p")" = "$s" ]; }
+end() { # NAME...: each by its own process id; what does not end in 3 seconds is killed
+  local n p i
+  for n in "$@"; do alive "$n" && kill "$(cut -d' ' -f1 "$PIDS/$n")"; done
+  for n in "$@"; do
+    for i in $(seq 30); do alive "$n" || break; sleep 0.1; done
+    alive "$n" && kill -9 "$(cut -d' ' -f1 "$PIDS/$n")"
+    rm -f "$PIDS/$n"
+  done
+}
+# unrule: take the rules of NetworkPolicies away that kube-router made
+unrule() {
+  iptables-save -t filter | grep -q KUBE-ROUTER || return 0
+  iptables-save -t filter | grep -v KUBE- | iptables-restore
+  local s
+  for s in $(ipset list -n | grep -E '^(inet6:)?KUBE-'); do ipset destroy "$s" || true; done
+}
 # moddir MODULE@VERSION: download a Go module and print where it lies
 moddir() { go mod download -json "$1" | python3 -c 'import json, sys; print(json.load(sys.stdin)["Dir"])'; }

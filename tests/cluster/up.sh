@@ -1,11 +1,14 @@
 #!/bin/bash
-# Start a one-node cluster: up.sh [control] [node] [kserve] [gateway] [envoy]. Without arguments: the first four. Run it again to
-# start what is missing.
+# Start a one-node cluster: up.sh [control] [node] [kserve] [gateway] [envoy] [policies] [certificates] [metrics]. Without arguments:
+# the first four. Run it again to start what is missing.
 #   control: etcd, kube-apiserver, kube-controller-manager, kube-scheduler    node: containerd, kubelet, kube-proxy, CoreDNS
 #   kserve:  its CRDs, ConfigMap, RBAC, webhooks and manager; KSERVE_MODE=pod runs the manager in the cluster, KSERVE_MODE=host
 #            beside it, with its service account's rights (this needs no node)
 #   gateway: the Gateway API's CRDs (standard channel), its class "traefik", Traefik on $NODE_IP:$GATEWAY_PORT
-#   envoy:   Envoy Gateway in the cluster, after gateway (its CRDs); build.sh envoy builds it
+#   envoy:   Envoy Gateway in the cluster, after gateway (its CRDs)
+#   policies: kube-router beside the cluster, which enforces NetworkPolicies; no_policies ends it and takes its rules away
+#   certificates: cert-manager in the cluster
+# build.sh with the same names builds the last ones.
 # Then: export KUBECONFIG=$RUN/admin.kubeconfig
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
@@ -282,6 +285,37 @@ spec:
   parametersRef: {group: gateway.envoyproxy.io, kind: EnvoyProxy, name: local, namespace: $n}
 C
   wait_for "Envoy Gateway's class accepted" 60 kubectl wait --for=condition=Accepted gatewayclass/envoy --timeout=5s
+}
+
+policies() { # of all of kube-router the firewall alone; traffic from the node itself (probes, Traefik) is always let through
+  kubeconfig kube-router "/O=system:masters/CN=kube-router"
+  start kube-router "$BIN/kube-router" --kubeconfig "$RUN/kube-router.kubeconfig" --hostname-override "$NODE_NAME" \
+    --run-firewall=true --run-router=false --run-service-proxy=false --enable-cni=false --service-cluster-ip-range "$SVC_CIDR" \
+    --health-port "$((KSERVE_PORT + 3))"
+  wait_for "rules of NetworkPolicies" 60 grep -q KUBE-NWPLCY-DEFAULT <(iptables-save -t filter)
+}
+no_policies() {
+  end kube-router
+  unrule
+}
+
+certificates() { # cert-manager by its own chart, which its release tool completes
+  local dir n=cert-manager c="$RUN/cert-manager" p
+  dir="$(moddir "github.com/cert-manager/cert-manager@$CERT_MANAGER_VERSION")/deploy"
+  rm -rf "$c"; cp -r --no-preserve=mode "$dir/charts/cert-manager" "$c"
+  sed "s/^\(version\|appVersion\): .*/\1: $CERT_MANAGER_VERSION/" "$c/Chart.template.yaml" > "$c/Chart.yaml"
+  cp "$dir"/crds/*.yaml "$c/templates/"
+  for p in controller webhook cainjector; do
+    ctr_ images import "$IMG/cert-manager-$p.tar" >/dev/null
+  done
+  helm upgrade --install cert-manager "$c" -n "$n" --create-namespace --set startupapicheck.enabled=false \
+    --set "global.leaderElection.namespace=$n" --wait --timeout 180s >/dev/null
+  wait_for "cert-manager's webhook" 60 kubectl create --dry-run=server -f - <<C
+apiVersion: cert-manager.io/v1
+kind: Issuer
+metadata: {name: probe}
+spec: {selfSigned: {}}
+C
 }
 
 [ $# -gt 0 ] || set -- control node kserve gateway

@@ -89,7 +89,7 @@ def test_without_redis_it_says_so_in_one_line_without_secrets() -> None:
     "url", ["http://x", "redis+nothing://x", "rediss+sentinel://host:1", "redis+sentinel://host:1/"]
 )
 def test_urls_that_are_none(url: str) -> None:
-    with pytest.raises(ValueError, match="redis-url"):
+    with pytest.raises(ValueError, match="redis_url"):
         RedisPublisher(url)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from specrouter_router.redis_url import parse
+from specrouter_family.redis_url import parse
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
-from specrouter_router.redis_url import RedisUrl
+from specrouter_family.redis_url import RedisUrl
 
 SOCKET_S = 1.0  # for an answer of Redis; a stream may stall so long when it is lost
 EXCHANGE_S = 3.0  # to connect, and for all answers of a batch

@@ -20,7 +20,7 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from specrouter.v1 import router_pb2, state_pb2
 from specrouter_core.record import TOKEN_BYTES, pack
-from specrouter_router import redis_url
+from specrouter_family import redis_url
 from specrouter_router.metrics import Metrics
 from specrouter_router.record_scripts import APPEND, TTL_S, keys
 from specrouter_router.records import FINISHES, Records, StoreError

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from redis.asyncio import Redis, Sentinel
-from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.retry import Retry
+import redis
+import redis.asyncio.cluster
+import redis.asyncio.retry
 from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
+from redis.retry import Retry
 
 Kind = Literal["single", "sentinel", "cluster"]
 
@@ -46,19 +48,40 @@ class RedisUrl:
         return hosts if self.kind == "single" else f"{self.kind} {hosts}{f'/{self.service}' if self.service else ''}"
 
     def client(self, seconds: float) -> Any:
-        """A client of redis-py that waits ``seconds`` for one answer and leaves trying again to its user."""
-        times = {"socket_timeout": seconds, "socket_connect_timeout": seconds}
-        never = Retry(NoBackoff(), 0)
+        """An asyncio client of redis-py that waits ``seconds`` for one answer and leaves trying again to its user."""
+        never = redis.asyncio.retry.Retry(NoBackoff(), 0)
+        if self.kind == "cluster":
+            nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in self.hosts]
+            once = redis.asyncio.retry.Retry(NoBackoff(), 1)  # with 0 it never learns that a slot has moved
+            return redis.asyncio.RedisCluster(
+                startup_nodes=nodes, retry=once, require_full_coverage=False, **_times(seconds), **self.settings
+            )
+        settings = _times(seconds) | self.settings | {"retry": never, "max_connections": MAX_CONNECTIONS}
+        if self.kind == "sentinel":
+            asked = _times(seconds) | self.sentinel_settings | {"retry": never}
+            return redis.asyncio.Sentinel(list(self.hosts), sentinel_kwargs=asked, **settings).master_for(self.service)
+        (host, port) = self.hosts[0]
+        return redis.asyncio.Redis(host=host, port=port, **settings)
+
+    def blocking_client(self, seconds: float) -> Any:
+        """The same, for threads."""
         if self.kind == "cluster":
             nodes = [ClusterNode(host, port) for host, port in self.hosts]
-            once = Retry(NoBackoff(), 1)  # with 0 it never learns that a slot has moved
-            return RedisCluster(startup_nodes=nodes, retry=once, require_full_coverage=False, **times, **self.settings)
-        settings = times | self.settings | {"retry": never, "max_connections": MAX_CONNECTIONS}
+            once = Retry(NoBackoff(), 1)
+            return redis.RedisCluster(
+                startup_nodes=nodes, retry=once, require_full_coverage=False, **_times(seconds), **self.settings
+            )
+        never = Retry(NoBackoff(), 0)
+        settings = _times(seconds) | self.settings | {"retry": never}
         if self.kind == "sentinel":
-            asked = times | self.sentinel_settings | {"retry": never}
-            return Sentinel(list(self.hosts), sentinel_kwargs=asked, **settings).master_for(self.service)
+            asked = _times(seconds) | self.sentinel_settings | {"retry": never}
+            return redis.Sentinel(list(self.hosts), sentinel_kwargs=asked, **settings).master_for(self.service)
         (host, port) = self.hosts[0]
-        return Redis(host=host, port=port, **settings)
+        return redis.Redis(host=host, port=port, **settings)
+
+
+def _times(seconds: float) -> dict[str, float]:
+    return {"socket_timeout": seconds, "socket_connect_timeout": seconds}
 
 
 def parse(url: str) -> RedisUrl:
