@@ -175,6 +175,7 @@ class Adaptive:
         level: str,
         *,
         rows: float,
+        fed: float,
         batch: float,
         steps: int,
         compute: float,
@@ -184,7 +185,7 @@ class Adaptive:
     ) -> None:
         """A call was answered; see ``Profile.observe``."""
         self.profiles[level].observe(
-            rows=rows, batch=batch, steps=steps, compute=compute, queue=queue, total=total, now=now
+            rows=rows, fed=fed, batch=batch, steps=steps, compute=compute, queue=queue, total=total, now=now
         )
 
     def committed(self, sequence: int | str, commit: Commit, now: float) -> Plan | None:

@@ -49,6 +49,7 @@ class AdaptivePolicy(Policy):
         self._of(told.sequence).answered(
             told.level,
             rows=told.rows,
+            fed=told.fed,
             batch=told.batch,
             steps=told.steps,
             compute=told.compute,
@@ -81,5 +82,5 @@ class AdaptivePolicy(Policy):
             rows = len(machine.committed) - start
             seconds = level.curve.seconds(rows) * level.slowdown
             trip = seconds + 2 * self._simulator.hop
-            adaptive.answered(name, rows=rows, batch=1, steps=1, compute=seconds, queue=0.0, total=trip, now=now)
+            adaptive.answered(name, rows=rows, fed=rows, batch=1, steps=1, compute=seconds, queue=0.0, total=trip, now=now)
             due[name] = now + seconds / SHARE

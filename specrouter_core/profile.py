@@ -127,23 +127,30 @@ class Profile:
     queue: Mean = field(default_factory=Mean)  # seconds from receipt to the first step
     hop: Mean = field(default_factory=Mean)  # seconds of a round trip that are neither queue nor step
     batch: Mean = field(default_factory=lambda: Mean(most=8.0, half_life=BATCH_LIFE))  # sequences in a step
-    rows: Mean = field(default_factory=Mean)  # tokens in a step
 
     def observe(
-        self, *, rows: float, batch: float, steps: int, compute: float, queue: float, total: float, now: float
+        self,
+        *,
+        rows: float,
+        fed: float,
+        batch: float,
+        steps: int,
+        compute: float,
+        queue: float,
+        total: float,
+        now: float,
     ) -> None:
         """One answered call.
 
-        ``rows`` and ``batch`` of its steps, the ``compute`` seconds of all its ``steps``, the seconds it
-        queued, and the ``total`` seconds from sending to the last reply.
+        Of its ``steps``: most ``rows`` and most sequences (``batch``) in one, rows of all of them (``fed``), and their
+        ``compute`` seconds. The seconds it queued, and the ``total`` seconds from sending to the last reply.
         """
         if steps > 1:  # what it took beyond one hop lies between its steps
             beyond = total - queue - compute
             compute += max(0.0, beyond - (self.hop.value if self.hop.weight else beyond / steps))
-        if steps == 1 or (steps > 1 and rows <= ALIKE * batch + SINGLE):
-            self.curve.observe(rows, compute / steps, 1 / max(batch, 1.0))  # each of a step's calls tells of it
+        if steps == 1 or (fed > 0 and rows <= ALIKE * batch + SINGLE):
+            self.curve.observe(fed / steps if fed > 0 else rows, compute / steps, 1 / max(batch, 1.0))  # each of a step's calls tells of it
         if steps > 0:
             self.batch.observe(batch, now)
-            self.rows.observe(rows, now)
         self.queue.observe(queue, now)
         self.hop.observe(max(0.0, total - queue - compute), now)

@@ -56,7 +56,8 @@ class Work:
     began: float | None = None
     compute: float = 0.0
     steps: int = 0
-    rows: int = 0
+    rows: int = 0  # the most in one step
+    fed: int = 0  # of all of them
     batch: int = 0
 
 
@@ -225,6 +226,7 @@ class Replica:
             work.began = now if work.began is None else work.began
             work.compute += seconds
             work.steps += 1
+            work.fed += rows
             work.rows, work.batch = max(work.rows, rows), max(work.batch, len(self._step))
         if len(self._step) < len(self._live):
             for part in self._step:  # those left out come first next time

@@ -35,6 +35,7 @@ class Told:
     level: str
     replica: int
     rows: int
+    fed: int
     batch: int
     steps: int
     compute: float
@@ -206,6 +207,7 @@ class Simulator:
                     level=replica.level.name,
                     replica=replica.index,
                     rows=work.rows,
+                    fed=work.fed,
                     batch=work.batch,
                     steps=work.steps,
                     compute=work.compute,

@@ -67,7 +67,9 @@ def test_a_profile_splits_a_reply_into_step_queue_and_hop() -> None:
         steps = 1 + i % 2
         between = 0.001 * (steps - 1)
         total = 0.003 + 0.010 * steps + between + 0.0015
-        profile.observe(rows=3, batch=1, steps=steps, compute=0.010 * steps, queue=0.003, total=total, now=i * 0.03)
+        profile.observe(
+            rows=3, fed=3 * steps, batch=1, steps=steps, compute=0.010 * steps, queue=0.003, total=total, now=i * 0.03
+        )
     assert profile.curve.seconds(3) == pytest.approx(0.01025, rel=0.03)
     assert profile.queue.value == pytest.approx(0.003, rel=0.05)
     assert profile.hop.value == pytest.approx(0.0015, rel=0.05)
@@ -77,8 +79,20 @@ def test_a_step_that_read_a_prompt_does_not_spoil_the_curve() -> None:
     """A call of many steps of which one held another's prompt: its mean says nothing of so many rows."""
     profile = Profile(curve=Curve.of({1: 0.01, 512: 0.1}))
     for i in range(50):
-        profile.observe(rows=512, batch=2, steps=20, compute=0.3, queue=0.0, total=0.301, now=i * 0.3)
+        profile.observe(rows=512, fed=550, batch=2, steps=20, compute=0.3, queue=0.0, total=0.301, now=i * 0.3)
     assert profile.curve.seconds(512) == pytest.approx(0.1) and profile.curve.seconds(1) == pytest.approx(0.01)
+
+
+def test_short_prompts_do_not_make_the_level_look_faster() -> None:
+    """32 sequences begin together: the first of 32 steps holds three tokens of each, the others one."""
+    costs = {1: 0.035, 16: 0.040, 32: 0.070, 64: 0.135, 128: 0.265}
+    profile = Profile(curve=Curve.of(costs))
+    compute = profile.curve.seconds(96) + 31 * 0.070
+    for i in range(64):
+        profile.observe(
+            rows=96, fed=96 + 31 * 32, batch=32, steps=32, compute=compute, queue=0.0, total=compute, now=i * 0.1
+        )
+    assert profile.curve.seconds(32) == pytest.approx(0.070, rel=0.05)
 
 
 def test_a_position_keeps_its_place_when_the_pair_changes() -> None:

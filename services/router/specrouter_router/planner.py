@@ -146,6 +146,7 @@ class AdaptivePlanner:
         self.adaptive.answered(
             level,
             rows=timing.rows,
+            fed=timing.all_rows,
             batch=timing.batch,
             steps=steps,
             compute=compute,

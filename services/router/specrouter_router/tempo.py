@@ -32,7 +32,8 @@ class Tempo:
         """A call was answered. To be told once in ``SAMPLE_S``."""
         if timing.steps:
             self.at = now
-            self.curve.observe(timing.rows, timing.compute_us / 1e6 / timing.steps)
+            rows = timing.all_rows / timing.steps or timing.rows
+            self.curve.observe(rows, timing.compute_us / 1e6 / timing.steps)
             self.queue += WEIGHT * (timing.queue_us / 1e6 - self.queue)
 
     @property
