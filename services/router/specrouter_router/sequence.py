@@ -16,6 +16,7 @@ from typing import Protocol
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import router_pb2
+from specrouter_core.chain import Plan
 from specrouter_core.event import Action, Call, Cancel, Commit, Event, Failed, Finish, Lost, Replan, Reply, Withdraw
 from specrouter_core.machine import Machine
 from specrouter_core.prefix import Text
@@ -92,7 +93,7 @@ class Sequence:
         self._accounts = {name: LevelAccount(name) for name in course.levels}
         self._chains: dict[tuple[tuple[str, ...], bool], ChainAccount] = {}
         self._switches = 0
-        self._fresh: list[Commit] = []
+        self._fresh: list[tuple[Commit, Plan, float]] = []  # with the plan it was made by, and when
         self._touched = False
         self._overloaded_since: float | None = None
         self._refusal: RefusedError | None = None
@@ -169,8 +170,8 @@ class Sequence:
         message.proposals.extend(call.proposals)
         message.more = min(call.more, MAX_MORE)
         message.confidence = call.confidence
-        if self.probe and call.level == self._target:
         message.priority = self._course.promise.priority
+        if self.probe and call.level == self._target:
             message.probe, self.probe = self.probe, 0
 
     def replied(self, flight: Flight, reply: pb.ExtendReply) -> None:
@@ -248,7 +249,7 @@ class Sequence:
         self._carry_out(self._machine.receive(event))
 
     def _carry_out(self, actions: list[Action]) -> None:
-        committed: Commit | None = None
+        committed = False
         for action in actions:
             match action:
                 case Call():
@@ -262,8 +263,8 @@ class Sequence:
                         self._links[action.level].withdraw(gone[0])
                 case Commit():
                     self.text.extend(action.tokens)
-                    self._fresh.append(action)
-                    committed = action
+                    self._fresh.append((action, self._machine.plan, self._now()))
+                    committed = True
                 case Lost():
                     log.warning("sequence %s goes on without level %s: %s", self.id, action.level, action.why)
                     self._course.lost(action.level, self._machine.plan, self._now())
@@ -273,15 +274,11 @@ class Sequence:
         if (committed or self.ended) and not self._touched:
             self._touched = True
             self._touch(self)
-        if committed is not None:
-            self._end_round(committed)
 
-    def _end_round(self, commit: Commit) -> None:
-        """Account for it, and take another plan if there is one."""
-        now = self._now()
+    def _learn(self, commit: Commit, plan: Plan, now: float) -> None:
+        """Account for a round, and take another plan if there is one. The next calls are on their way already."""
         seconds, self._last = now - self._last, now
         self._measure.round(seconds, len(commit.tokens), now)
-        plan = self._machine.plan
         chain = chain_of(plan)
         account = self._chains.get(chain)
         if account is None:
@@ -296,7 +293,7 @@ class Sequence:
             return
         if self._onlooker is not None:
             self._onlooker.look(self, commit, now)
-        if new is not None and new != plan:
+        if new is not None and new != self._machine.plan:
             if new.levels != plan.levels:
                 self._switches += 1
                 self._measure.checked(plan, self._machine.tallies)
@@ -309,7 +306,7 @@ class Sequence:
         """Add what was committed to story and record. Returns whether the sequence has ended."""
         self._touched = False
         fresh, self._fresh = self._fresh, []
-        for commit in fresh:
+        for commit, _, _ in fresh:
             if self._matched:
                 break
             self._metrics.rounds.inc()
@@ -323,6 +320,8 @@ class Sequence:
             self._touched = True  # the end is being published already
             self.cancel()
             self._fresh.clear()
+        for round_ in fresh:
+            self._learn(*round_)
         record = self.record
         record.round += 1
         if self.ended:
