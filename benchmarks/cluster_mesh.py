@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "tests/cluster"
 CHART = ROOT / "charts/specrouter"
 CACHE = Path(os.environ.get("CACHE", Path.home() / ".cache/specrouter-cluster"))
+THROWAWAY = CACHE / "run0/admin.kubeconfig"
+PARTS = {"envoy": "envoy.tar", "certificates": "cert-manager-cainjector.tar"}  # of up.sh, where build.sh has made them
 MODELS = Path.home() / ".cache/specrouter/models"
 VERSION = "0.1.0"
 IMAGES = ("operator", "router", "level")
@@ -34,7 +36,7 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster with KServe and the class of a Gateway. ``gateway``: host:port. ``ours``: it was made here."""
+    """A cluster with KServe and the class of a Gateway. ``gateway``: host:port. ``ours``: the throwaway one."""
 
     kubeconfig: Path
     gateway: str
@@ -64,7 +66,7 @@ def cluster(say: Callable[[str], None] = lambda text: None) -> Iterator[Cluster]
     """A whole cluster for the time being."""
     given = os.environ.get("KUBECONFIG")
     if given:
-        yield Cluster(Path(given), os.environ["MESH_GATEWAY"], ours=False)
+        yield Cluster(Path(given), os.environ["MESH_GATEWAY"], ours=Path(given) == THROWAWAY)
         return
     say("building the cluster's programs, where they are not there")
     _script("build.sh")
@@ -75,7 +77,8 @@ def cluster(say: Callable[[str], None] = lambda text: None) -> Iterator[Cluster]
     say("starting the cluster")
     try:
         _script("up.sh")
-        yield Cluster(CACHE / "run0/admin.kubeconfig", f"10.199.0.1:{GATEWAY_PORT}", ours=True)
+        _script("up.sh", *(part for part, image in PARTS.items() if (CACHE / "images" / image).is_file()))
+        yield Cluster(THROWAWAY, f"10.199.0.1:{GATEWAY_PORT}", ours=True)
     finally:
         _script("down.sh")
 

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cluster_gateways import CLIENTS, Request, Streamed, Way, classes, gateways, way
+from cluster_gateways import CLASSES, CLIENTS, Request, Streamed, Way, classes, gateways, way
 from cluster_mesh import SCRIPTS, Cluster, Release, until
 
-CLASSES = ("traefik", "envoy")
 PROMPT, SEED = "Name three rivers.", 7
 SHORT, STEP_S = 40, 0.25
 # longer than the 15 s that Envoy gives a request unless told otherwise, and than the 60 s of most other proxies
@@ -28,9 +27,16 @@ def release(real_cluster: Cluster) -> Iterator[Release]:
         grpc_host="grpc.gates.test",
     )
     made.prepare()
-    there = [name for name in CLASSES if name in classes(real_cluster)]
     slow = f"family.spec.levels[2].stepMs=1:{STEP_S * 1000:g}"
-    made.install(*gateways(made, there), "--set", slow, "--set", "router.replicas=1", "--set", "operator.replicas=1")
+    made.install(
+        *gateways(made, classes(real_cluster)),
+        "--set",
+        slow,
+        "--set",
+        "router.replicas=1",
+        "--set",
+        "operator.replicas=1",
+    )
     try:
         until(lambda: made.ask(PROMPT, 1), 240)
         yield made
@@ -41,7 +47,7 @@ def release(real_cluster: Cluster) -> Iterator[Release]:
 
 @pytest.fixture(scope="module")
 def ways(release: Release) -> dict[str, Way]:
-    found = {name: way(release, name) for name in CLASSES if name in classes(release.cluster)}
+    found = {name: way(release, name) for name in classes(release.cluster)}
     for one in found.values():
         until(lambda one=one: not CLIENTS["rest"](one, Request(PROMPT, 1, SEED)).error, 120)  # type: ignore[misc]
         until(lambda one=one: not CLIENTS["grpc"](one, Request(PROMPT, 1, SEED)).error, 60)  # type: ignore[misc]
