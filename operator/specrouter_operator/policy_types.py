@@ -147,6 +147,8 @@ class RoutingPolicyStatus(Spec):
     """Ready, FamilyFound, Valid, SignalsFresh, Scaling."""
     weights: Annotated[dict[str, int], Field(max_length=8)]
     """Level -> weight in force."""
+    pinned: Annotated[list[str], Field(max_length=8)]
+    """Levels whose weight is a pin of spec.weights.pins."""
     weights_version: int
     """Version of the weights that routers were given."""
     replicas: Annotated[dict[str, int], Field(max_length=8)]

@@ -210,8 +210,8 @@ class Reconciler:
     def _decide(self, case: Case, seen: Mapping[str, Seen]) -> Decision | None:
         if case.policy is None:
             return None
-        known = case.policies[0].get("status", {}).get("weights", {})
-        family = mesh(self._key(name_of(case.owner)), case.spec, case.policy, seen, known)
+        status = case.policies[0].get("status", {})
+        family = mesh(self._key(name_of(case.owner)), case.spec, case.policy, seen, status)
         return self._control.decide(family, rules(case.policy), self._signals_of(case.policy), self._clock())
 
     def _wants(self, case: Case, seen: Mapping[str, Seen], decision: Decision | None) -> dict[str, int]:

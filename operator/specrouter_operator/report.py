@@ -100,6 +100,9 @@ def policy_status(
         "observedGeneration": int(owner["metadata"]["generation"]),
         "conditions": stated([*findings, ready], owner, now),
         "weights": dict(decision.weights) if decision is not None else old.get("weights", {}),
+        "pinned": sorted(owner["spec"].get("weights", {}).get("pins", {}))
+        if decision is not None
+        else old.get("pinned", []),
         "weightsVersion": version,
         "replicas": dict(wants),
         "reasons": [f"{name}: {why}" for name, why in decision.reasons.items()] if decision is not None else [],

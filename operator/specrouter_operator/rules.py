@@ -29,6 +29,7 @@ class Mesh:
     name: str
     levels: tuple[LevelState, ...]  # lowest first, the target last
     weights: Mapping[str, float] = field(default_factory=dict)  # as last published; missing = 100
+    pinned: frozenset[str] = frozenset()  # those of them that were pins, not measured
 
     def __post_init__(self) -> None:
         if not self.levels:

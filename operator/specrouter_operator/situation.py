@@ -49,9 +49,9 @@ def mesh(
     spec: ModelFamilySpec,
     policy: RoutingPolicySpec | None,
     seen: Mapping[str, Seen],
-    weights: Mapping[str, int],
+    status: Object,
 ) -> Mesh:
-    """The family ``key`` (namespace/name) now. ``weights``: as last published."""
+    """The family ``key`` (namespace/name) now. ``status``: of its policy, as last written."""
     levels = []
     for level in spec.levels:
         one, (least, most) = seen[level.name], bounds(spec, level, policy)
@@ -65,7 +65,9 @@ def mesh(
             step_ms=policy.objective.step_ms.get(level.name) if policy is not None else None,
         )
         levels.append(state)
-    return Mesh(name=key, levels=tuple(levels), weights=dict(weights))
+    return Mesh(
+        name=key, levels=tuple(levels), weights=status.get("weights", {}), pinned=frozenset(status.get("pinned", []))
+    )
 
 
 def rules(policy: RoutingPolicySpec) -> Rules:

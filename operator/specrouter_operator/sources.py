@@ -27,15 +27,17 @@ class Sources(Collector):
         self._receiver = Receiver(self._store, clock, token)
         self._servers: dict[str, PrometheusSource] = {}
 
-    def listen(self, address: str, leads: bool) -> None:
-        """Receive on ``host:port`` while this replica leads. OSError when it is taken.
+    def listen(self, address: str, leads: bool) -> int:
+        """Receive on ``host:port`` while this replica leads; returns the port when that begins, else 0. OSError when it
+        is taken.
 
         Who pushes stays with the replica that it reached first, so one that doesn't lead must not be reached at all.
         """
         if leads and not self._receiver.running:
-            self._receiver.start(address)
-        elif not leads and self._receiver.running:
+            return self._receiver.start(address)
+        if not leads and self._receiver.running:
             self._receiver.stop()
+        return 0
 
     def of(self, policy: RoutingPolicySpec) -> Signals:
         """The source that the policy names."""

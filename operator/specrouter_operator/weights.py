@@ -86,7 +86,8 @@ def step(
 ) -> Weighed:
     """The next weights; ``memory`` is changed. ``loads``: utilisation of what a level carries, where it is known.
 
-    Between two steps of the policy's interval the answer stays the same. A level with stale signals keeps its weight.
+    Between two steps of the policy's interval the answer stays the same. A level with stale signals keeps its weight,
+    but for a pin that is taken away: nothing that was measured speaks for it, so the level is free to use again.
     """
     due = memory.stepped is None or now - memory.stepped >= rules.weight_interval
     if due:
@@ -95,8 +96,9 @@ def step(
     for level in mesh.levels:
         name = level.name
         known = memory.levels.get(name)
-        if known is None:
-            given = min(max(mesh.weights.get(name, FULL), 0.0), FULL)
+        freed = name in mesh.pinned and name not in rules.pins
+        if known is None or freed:
+            given = FULL if freed else min(max(mesh.weights.get(name, FULL), 0.0), FULL)
             known = memory.levels[name] = LevelMemory(given, round(given), measured=now)
         if name in rules.pins:
             known.weight = min(max(float(rules.pins[name]), 0.0), FULL)

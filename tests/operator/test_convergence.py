@@ -62,13 +62,16 @@ def test_death_between_any_two_writes(
 
 
 def test_death_at_a_write(cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int]) -> None:
-    """One death, and the next one leads when the lease has run out."""
+    """One death, and the next one leads when the lease has run out. How often a status is written depends on how fast
+    things go (43 to 50 writes were seen), so a late write may not come. deaths.py has every write."""
     cases = random.Random(1).sample(range(2, clean[1] - 4), AT_ONCE)
     with places(cluster, tmp_path) as made, ThreadPoolExecutor(AT_ONCE) as pool:
-        for run in [pool.submit(dies, made(), cluster, at, bool(at % 2), "Deployment") for at in cases]:
-            end, plan = run.result()
-            same(clean[0], end)
-            assert plan.dead.is_set()
+        runs = [pool.submit(dies, made(), cluster, at, bool(at % 2), "Deployment") for at in cases]
+        ends = [run.result() for run in runs]
+    for end, plan in ends:
+        same(clean[0], end)
+        assert plan.dead.is_set() or plan.writes < plan.at
+    assert sum(plan.dead.is_set() for _, plan in ends) >= AT_ONCE // 2
 
 
 def test_death_with_kserve(cluster: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from families import level, policy
-from kube import NOWHERE, Place, differences, until
+from kube import NOWHERE, Place, until
 
 from specrouter_operator.crd import structural
 from specrouter_operator.family_types import ModelFamilySpec
@@ -354,12 +354,7 @@ def test_every_field_shows(place: Place) -> None:
         # back to what it was: everything follows
         place.put_back(resource, name, original)
     assert not wrong
-
-    def other() -> list[str]:
-        # a weight that is no longer pinned stays where it was: without signals nothing is decided
-        return [text for text in differences(before, place.dump()) if ".status.weights." not in text]
-
-    until("everything is as before", lambda: not other(), 60)
+    place.becomes(before, 60)  # the weight that was pinned too
 
 
 def test_kserve_keeps_what_we_wrote(place: Place) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -185,3 +186,18 @@ def test_ten_minutes_of_noise_at_any_speed_move_a_weight_to_its_place_and_no_fur
     run.changes.clear()
     run.until(600)
     assert sum(what == "weights" for _, what in run.changes) <= 2, run.changes
+
+
+@pytest.mark.parametrize("remembers", [True, False], ids=["same leader", "new leader"])
+def test_a_pin_that_is_taken_away_leaves_nothing(remembers: bool) -> None:
+    """Without signals the level is free to use again; with them, what is measured decides from there."""
+    memory, silent = Memory(), {level.name: LevelSignal(age=1e9) for level in MESH.levels}
+    pinned = weights.step(memory, MESH, Rules(pins={"mid": 30}), silent, {}, 0.0)
+    assert pinned.weights["mid"] == 30
+    for signals, low, high in ((silent, 100, 100), (mid(), 100, 100), (mid(slow=9.0), 1, 60)):
+        kept = copy.deepcopy(memory) if remembers else Memory()
+        mesh = Mesh("test", MESH.levels, pinned.weights, frozenset({"mid"}))
+        freed = weights.step(kept, mesh, Rules(), signals, {}, 2.0)
+        assert low <= freed.weights["mid"] <= high
+        still = weights.step(kept, Mesh("test", MESH.levels, freed.weights), Rules(), silent, {}, 4.0)
+        assert still.weights == freed.weights
