@@ -33,7 +33,7 @@ from drawing import lines  # noqa: E402
 from specrouter.v1 import level_pb2 as pb  # noqa: E402
 from specrouter_level import torch_engine  # noqa: E402
 from specrouter_level.checkpoint import Checkpoints  # noqa: E402
-from specrouter_level.checkpoint_settings import Settings  # noqa: E402
+from specrouter_level.checkpoint_settings import Settings, where  # noqa: E402
 from specrouter_level.held import BLOCK, Held  # noqa: E402
 from specrouter_level.scheduler import Scheduler  # noqa: E402
 from specrouter_level.stream import Stream  # noqa: E402
@@ -130,12 +130,12 @@ class Level:
 async def measure(engine: TorchEngine, url: str, lengths: Sequence[int], repeats: int) -> list[dict[str, object]]:
     text = [1 + (7919 * i) % 40_000 for i in range(max(lengths) + 1)]
     alone = Level(engine, None)
-    levels = {codec: Level(engine, Settings("prompts", url, codec, 1 << 30)) for codec in CODECS}
+    levels = {codec: Level(engine, Settings("prompts", where(url), codec, 1 << 30)) for codec in CODECS}
     for codec, level in levels.items():
         await level.filled(text)
         console.print(f"  written: {codec}", highlight=False)
-    slow = Level(engine, Settings("prompts", url, "exact", 1 << 30), LINK)
-    free = Level(engine, Settings("prompts", url, "exact", 1 << 30), LINK)
+    slow = Level(engine, Settings("prompts", where(url), "exact", 1 << 30), LINK)
+    free = Level(engine, Settings("prompts", where(url), "exact", 1 << 30), LINK)
     await free.ask(text[::-1])  # it has seen what computing costs
     rows: list[dict[str, object]] = []
     for length in lengths:
@@ -173,9 +173,8 @@ async def writing(engine: TorchEngine, url: str, tokens: int) -> tuple[float, fl
     found: dict[str, list[float]] = {"off": [], "all": []}
     for turn in range(2):
         for policy, times in found.items():
-            settings = Settings(
-                "all", url, "exact", 1 << 30, key=bytes([65 + turn]) * 32
-            )  # a tenant with nothing there
+            key = bytes([65 + turn]) * 32  # of a tenant with nothing there
+            settings = Settings("all", where(url), "exact", 1 << 30, key)
             level = Level(engine, settings if policy == "all" else None)
             times.append(await level.ask(prompt, more=tokens) * 1000 / tokens)
             if level.checkpoints is not None:

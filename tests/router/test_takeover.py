@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import grpc
@@ -66,6 +66,32 @@ def test_a_killed_routers_text_goes_on_to_the_token(
     assert stream.usage == whole.usage and stream.finish == whole.finish
     assert state(fragile, stream.sequence)[b"epoch"] == b"2"
     assert kept_tokens(fragile, stream.sequence) == whole.tokens
+
+
+def test_a_refused_connection_is_enough(fragile: Mesh, doomed: Router, other: Router) -> None:
+    """A killed router's lease is kept alive here: nobody waits for its end."""
+    whole = Stream().start(other, **LONG)
+    stream = Stream()
+    client = fragile.valkey.client()
+    assert doomed.child is not None
+    with pytest.raises(httpx.HTTPError):
+        stream.start(doomed, doomed.child.kill, 50, **LONG)
+    owner = state(fragile, stream.sequence)[b"owner"].decode()
+    over = Event()
+
+    def keep() -> None:
+        while not over.wait(0.1):
+            client.set(f"specrouter:family:{{test}}:lease:{owner}", 1, px=3000)
+
+    thread = Thread(target=keep)
+    thread.start()
+    try:
+        stream.resume(other)
+    finally:
+        over.set()
+        thread.join()
+    assert stream.done and stream.tokens == whole.tokens and stream.text == whole.text
+    assert state(fragile, stream.sequence)[b"epoch"] == b"2"
 
 
 def test_two_clients_of_a_dead_router_at_once_and_one_in_grpc(doomed: Router, other: Router) -> None:

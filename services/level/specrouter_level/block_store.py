@@ -14,39 +14,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
+from redis.exceptions import RedisClusterException, RedisError
+
+from specrouter_family.redis_url import RedisUrl
 
 TTL_S = 1800  # after the last use; below that of recovery records, so that a full Redis lets go of blocks first
 MAX_EVICTED = 64  # names that make room in one go
 
-LOST = (RedisError, OSError)  # what a call may raise
-
-
-def client(url: str, seconds: float) -> Any:
-    """A client that waits ``seconds`` for one answer. Raises ValueError for what is no URL of a Redis."""
-    try:
-        return _client(url, seconds)
-    except ValueError:  # its text may hold the password
-        raise ValueError("kv-url: not the URL of a Redis") from None
-
-
-def _client(url: str, seconds: float) -> Any:
-    return Redis.from_url(url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=Retry(NoBackoff(), 0))
+LOST = (RedisError, RedisClusterException, OSError)  # what a call may raise
 
 
 class BlockStore:
-    """See the module. ``most``: blocks that the index may hold. Calls raise what LOST says when Redis is not there."""
+    """See the module.
 
-    def __init__(self, redis: Any, tenant: str, level: str, most: int) -> None:
-        self._redis = redis
+    ``seconds``: to wait for one answer. ``most``: blocks that the index may hold. Calls raise what LOST says when Redis
+    is not there.
+    """
+
+    def __init__(self, where: RedisUrl, seconds: float, tenant: str, level: str, most: int) -> None:
+        self._where = where
+        self._seconds = seconds
         self._prefix = f"specrouter:kv:{tenant}:"
         self._index = f"{self._prefix}index:{level}"
         self._most = most
+
+    @cached_property
+    def _redis(self) -> Any:
+        """The client: made by the first call, as that of a cluster asks its nodes at once."""
+        return self._where.blocking_client(self._seconds)
 
     def held(self, names: Sequence[str]) -> int:
         """How many of the names, from the first on, are there without a gap. One round trip."""
@@ -93,7 +91,8 @@ class BlockStore:
 
     def close(self) -> None:
         """Leave."""
-        self._redis.close()
+        if "_redis" in self.__dict__:
+            self._redis.close()
 
     def _evict(self, count: int) -> int:
         """Remove the least recently used blocks."""

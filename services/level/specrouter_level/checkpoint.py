@@ -104,9 +104,7 @@ class Checkpoints:
         most = max(1, settings.budget // self._framing.blob_bytes)
         level = f"{info.model_digest[:16]}-{settings.codec}"
         tenant = block_name.tenant(settings.key)
-        self._stores = [
-            BlockStore(block_store.client(settings.url, seconds), tenant, level, most) for seconds in (READ_S, WRITE_S)
-        ]
+        self._stores = [BlockStore(settings.url, seconds, tenant, level, most) for seconds in (READ_S, WRITE_S)]
         self._copies: queue.Queue[Copy | None] = queue.Queue(MAX_COPIES)
         self._restores: queue.Queue[Restore | None] = queue.Queue(MAX_RESTORES)
         self._pending: dict[int, list[Copy]] = {}  # slot -> copies that a step could spoil

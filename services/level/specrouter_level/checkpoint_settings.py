@@ -1,9 +1,13 @@
-"""What a level's options say of its checkpoints. Needs neither torch nor redis."""
+"""What a level's options say of its checkpoints. Needs no torch, and redis only where they are on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from specrouter_family.redis_url import RedisUrl
 
 LEAST_KEY = 32  # bytes
 
@@ -13,7 +17,7 @@ class Settings:
     """See docs/checkpoints.md."""
 
     policy: str  # prompts: blocks that end within the prompt; all: those with generated text too
-    url: str = field(repr=False)  # of Redis; may hold a password
+    url: RedisUrl
     codec: str
     budget: int  # bytes in Redis
     key: bytes = field(default=b"", repr=False)  # the tenant's; empty = none
@@ -25,8 +29,6 @@ def of(policy: str, url: str, codec: str, budget_mib: int, key_file: Path | None
         return None
     if not url:
         raise ValueError("kv-url: needed with kv-checkpoints")
-    if not url.startswith(("redis://", "rediss://")):
-        raise ValueError("kv-url: must begin with redis:// or rediss:// (no sentinels, no cluster)")
     if exactness == "bitwise" and codec != "exact":
         raise ValueError(f"kv-codec: must be exact where exactness is bitwise, got {codec}")
     key = b""
@@ -37,4 +39,14 @@ def of(policy: str, url: str, codec: str, budget_mib: int, key_file: Path | None
             raise ValueError(f"kv-key-file: {key_file} can't be read ({error.strerror})") from error
         if len(key) < LEAST_KEY:
             raise ValueError(f"kv-key-file: the key in {key_file} must have {LEAST_KEY} bytes or more")
-    return Settings(policy, url, codec, budget_mib << 20, key)
+    return Settings(policy, where(url), codec, budget_mib << 20, key)
+
+
+def where(url: str) -> RedisUrl:
+    """Raises ValueError that names the option, without anything secret in it."""
+    from specrouter_family import redis_url  # noqa: PLC0415  # redis, which most levels do without
+
+    try:
+        return redis_url.parse(url)
+    except ValueError as error:
+        raise ValueError(str(error).replace("redis_url", "kv-url", 1)) from None

@@ -34,7 +34,7 @@ class Server:
     ) -> None:
         self.port = port or free_ports(1)[0]
         self.password = password
-        self._folder = folder
+        self.folder = folder
         self._sentinel = sentinel
         folder.mkdir(exist_ok=True)
         lines = [f"port {self.port}", f"bind {HOST}", f"dir {folder}", *options]
@@ -43,9 +43,9 @@ class Server:
 
     def start(self) -> None:
         """Start it, or again."""
-        argv = [get_binary_path(), self._folder / "valkey.conf"]
+        argv = [get_binary_path(), self.folder / "valkey.conf"]
         argv += ["--sentinel"] if self._sentinel else []
-        self.process = Process([str(a) for a in argv], self._folder / "valkey.log")
+        self.process = Process([str(a) for a in argv], self.folder / "valkey.log")
         assert until(self.answers), self.process.log.read_text()
 
     def answers(self) -> bool:
@@ -68,13 +68,13 @@ PLAIN = ('save ""', "appendonly no")
 
 
 @contextmanager
-def sentinels(folder: Path, password: str) -> Iterator[tuple[str, Server, Server]]:
+def sentinels(folder: Path, password: str, kept: Sequence[str] = PLAIN) -> Iterator[tuple[str, Server, Server]]:
     """A master, its replica, and a sentinel that fails over within a second or two; yields the URL, master, replica."""
     asked = (f"requirepass {password}", f"masterauth {password}")
     with ExitStack() as stack:
-        master = _made(stack, Server(folder / "master", [*PLAIN, *asked], password=password))
+        master = _made(stack, Server(folder / "master", [*kept, *asked], password=password))
         follows = f"replicaof {HOST} {master.port}"
-        replica = _made(stack, Server(folder / "replica", [*PLAIN, *asked, follows], password=password))
+        replica = _made(stack, Server(folder / "replica", [*kept, *asked, follows], password=password))
         options = [
             f"sentinel monitor main {HOST} {master.port} 1",
             f"sentinel auth-pass main {password}",
@@ -88,14 +88,18 @@ def sentinels(folder: Path, password: str) -> Iterator[tuple[str, Server, Server
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[tuple[str, list[Server]]]:
+def cluster(
+    folder: Path, kept: Sequence[str] = PLAIN, password: str = ""
+) -> Iterator[tuple[str, list[Server]]]:
     """Three masters and a replica of the first, the last; yields the URL and the servers."""
-    options = [*PLAIN, "cluster-enabled yes", "cluster-node-timeout 1000", "cluster-require-full-coverage no"]
+    asked = [f"requirepass {password}", f"masterauth {password}"] if password else []
+    options = [*kept, *asked, "cluster-enabled yes", "cluster-node-timeout 1000", "cluster-require-full-coverage no"]
     with ExitStack() as stack:
         servers = []
         for i, port in enumerate(free_ports(4)):
             bus = f"cluster-port {port + 10_000}"
-            servers.append(_made(stack, Server(folder / f"node{i}", [*options, bus], port=port)))
+            made = Server(folder / f"node{i}", [*options, bus], port=port, password=password or None)
+            servers.append(_made(stack, made))
         clients = [server.client() for server in servers]
         bounds = [0, 5461, 10923, 16384]
         for i in range(3):
@@ -110,7 +114,8 @@ def cluster(folder: Path) -> Iterator[tuple[str, list[Server]]]:
         clients[3].execute_command("CLUSTER", "REPLICATE", first)
         assert until(lambda: all("cluster_state:ok" in _lines(client, "INFO") for client in clients), 20)
         assert until(lambda: servers[3].role() == ("slave", "up"), 20)
-        yield f"redis+cluster://{HOST}:{servers[1].port},{HOST}:{servers[2].port}", servers
+        at = f":{password}@" if password else ""
+        yield f"redis+cluster://{at}{HOST}:{servers[1].port},{HOST}:{servers[2].port}", servers
 
 
 def _lines(client: redis.Redis, what: str) -> list[str]:
