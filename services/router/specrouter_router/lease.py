@@ -6,12 +6,15 @@ who *may be* taken over: that a router which was merely slow does no harm is due
 
 Shared by the routers of a family:
 
-    specrouter:family:{NAME}:routers      hash of router -> JSON of address and heartbeat (its clock; for people)
-    specrouter:family:{NAME}:lease:ID     there is one while the router lives
+    specrouter:family:{NAME}:routers      hash of router -> JSON of address, host and heartbeat (its clock; for people)
+    specrouter:family:{NAME}:lease:ID     there is one while the router lives; how often it was renewed
     specrouter:family:{NAME}:owned:ID     set of the sequences that it runs
 
-After Redis was out of reach every lease may have run out, though its owner lives: so nobody is dead before this router
-has been in touch with Redis for two whole leases (the others may come back to it a lease later).
+A lease that is not there says that its router is dead only where Redis has kept what it was told. It has not when
+this router's own lease is not as it was renewed last: Redis came back with less than it had (between two renewals
+nothing else shows that), or its clock was set ahead. From then on, as after an outage, nobody is dead before this
+router has been in touch with Redis for a whole lease, in which all that live have renewed theirs. A clock of Redis that
+is set back makes a lease longer than any is: it is cut to its length by whoever sees it.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import asyncio
 import json
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -33,6 +37,8 @@ log = logging.getLogger(__name__)
 
 LEASE_S = 3.0
 RENEW_S = 0.5
+TRY_S = 1.0  # for one renewal: with RENEW_S less than a lease, so that an outage costs nobody a whole one
+LEASE_MS = int(LEASE_S * 1000)
 MAX_ROUTERS = 1000  # looked at
 
 
@@ -47,7 +53,8 @@ class Lease:
         self._records = records
         self._family = family
         self._on_renewal = on_renewal
-        self._held = False
+        self._renewals = 0  # of which Redis said that it has them
+        self._sent = 0
         self._steady_since: float | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -63,7 +70,7 @@ class Lease:
     @property
     def steady(self) -> bool:
         """Whether a lease that is not there says that its router is dead."""
-        return self._steady_since is not None and time.monotonic() - self._steady_since >= 2 * LEASE_S
+        return self._steady_since is not None and time.monotonic() - self._steady_since >= LEASE_S
 
     def start(self) -> None:
         """Take the lease, and keep it until ``stop``."""
@@ -83,10 +90,15 @@ class Lease:
     async def living(self, routers: Iterable[str]) -> set[str]:
         """Those that live, or may. Raises StoreError."""
         asked = sorted(set(routers) - {self.id, ""})
-        found = await self._records.ask([("EXISTS", self._key(router)) for router in asked]) if asked else []
-        if not self.steady:
+        if not asked:
+            return {self.id}
+        left = [("PTTL", self._key(router)) for router in asked]
+        mine, *found = await self._records.ask([("GET", self._key(self.id)), *left])
+        if longer := [router for router, ms in zip(asked, found, strict=True) if ms > LEASE_MS]:
+            await self._records.ask([("PEXPIRE", self._key(router), LEASE_MS) for router in longer])
+        if not self.steady or mine != b"%d" % self._renewals:
             return {*asked, self.id}
-        return {self.id} | {router for router, there in zip(asked, found, strict=True) if there}
+        return {self.id} | {router for router, ms in zip(asked, found, strict=True) if ms >= 0}
 
     async def routers(self) -> dict[str, dict[str, Any]]:
         """All that are registered, living or not, with what they say of themselves. Raises StoreError."""
@@ -108,7 +120,7 @@ class Lease:
     async def _run(self) -> None:
         while True:
             try:
-                async with asyncio.timeout(LEASE_S):
+                async with asyncio.timeout(TRY_S):
                     lapsed = await self._renew()
                 self._on_renewal(lapsed)
             except (StoreError, TimeoutError):  # the store tells people
@@ -117,24 +129,26 @@ class Lease:
                 log.exception("router %s: renewing the lease failed", self.id)
                 self._steady_since = None
             else:
-                if self._steady_since is None:
+                if lapsed or self._steady_since is None:
                     self._steady_since = time.monotonic()
                 if lapsed:
                     log.warning("router %s: the lease had run out; looking whose its sequences are", self.id)
             await asyncio.sleep(RENEW_S)
 
     async def _renew(self) -> bool:
-        """Returns whether it had run out."""
-        said = json.dumps({"address": self.address, "heartbeat": time.time_ns() // 1_000_000})
+        """Returns whether it had run out, or Redis had lost it."""
+        about = {"address": self.address, "host": socket.gethostname(), "heartbeat": time.time_ns() // 1_000_000}
+        self._sent += 1
         before, *_ = await self._records.ask(
             [
-                ("SET", self._key(self.id), "1", "PX", int(LEASE_S * 1000), "GET"),
-                ("HSET", self._routers, self.id, said),
+                ("GET", self._key(self.id)),
+                ("SET", self._key(self.id), self._sent, "PX", LEASE_MS),
+                ("HSET", self._routers, self.id, json.dumps(about)),
                 ("EXPIRE", self.index, TTL_S),
             ]
         )
-        lapsed = self._held and before is None
-        self._held = True
+        lapsed = self._renewals > 0 and (before is None or int(before) < self._renewals)
+        self._renewals = self._sent
         return lapsed
 
 

@@ -64,7 +64,11 @@ class Ways:
     @property
     def address(self) -> str:
         """Where other processes find the HTTP port, as far as it is known here."""
-        host = socket.gethostname() if self.host in ("0.0.0.0", "::", "") else self.host  # noqa: S104 - compared only
+        host = self.host
+        if host in ("0.0.0.0", "::", ""):  # noqa: S104 - compared only
+            host = socket.gethostname()
+            with contextlib.suppress(OSError):
+                host = socket.gethostbyname(host)  # a pod's own address; its name is known to itself only
         return f"{host}:{self.http_port}"
 
 

@@ -2,7 +2,7 @@
 
 All of them are asked for in one batch every ``POLL_S``: what their owners have written is told to whoever follows here.
 So a client may attach to any router, and no owner is disturbed by that. When a record becomes free, or its owner
-is dead (lease.py), it is taken: from then on the sequence runs here, and the same story goes on.
+is dead (lease.py, doors.py), it is taken: from then on the sequence runs here, and the same story goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from specrouter.v1 import router_pb2, state_pb2
+from specrouter_router.doors import Doors
 from specrouter_router.ending import end
 from specrouter_router.lease import LEASE_S, Lease
 from specrouter_router.records import Progress, Records, StoreError
@@ -57,6 +58,7 @@ class Watches:
     def __init__(self, records: Records, lease: Lease, adopt: Adopt, why_not: Callable[[], str]) -> None:
         self._records = records
         self._lease = lease
+        self._doors = Doors(lease)
         self._adopt = adopt
         self._why_not = why_not
         self._watched: dict[str, Watch] = {}
@@ -101,6 +103,7 @@ class Watches:
         watches = list(self._watched.values())
         found = await self._records.progress([(watch.spec.sequence, len(watch.story.tokens)) for watch in watches])
         living = await self._lease.living({progress.owner for progress in found if progress is not None})
+        living -= await self._doors.closed(living)
         for watch, progress in zip(watches, found, strict=True):
             if self._watched.get(watch.spec.sequence) is not watch:
                 continue  # dropped meanwhile
