@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY
 
+from specrouter_family.tls import Tls
 from specrouter_level.checkpoint_settings import Settings
 from specrouter_level.drain import Drain
 from specrouter_level.driver import Driver
@@ -19,7 +20,6 @@ from specrouter_level.metrics import Metrics
 from specrouter_level.model import HttpServer, LevelModel
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.server import LevelServer
-from specrouter_level.tls import Tls
 from specrouter_level.worker import Worker
 from specrouter_telemetry import push
 

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from specrouter_level import checkpoint_settings, tls
+from specrouter_family import tls
+from specrouter_level import checkpoint_settings
 from specrouter_level.engine import Engine
 from specrouter_level.worker import Worker
 

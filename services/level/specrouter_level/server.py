@@ -11,13 +11,13 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from specrouter.v1 import level_pb2 as pb
+from specrouter_family.tls import Tls
 from specrouter_level import tokenizer_files
 from specrouter_level.drain import Drain
 from specrouter_level.driver import Driver
 from specrouter_level.engine import Info
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.stream import Stream
-from specrouter_level.tls import Tls
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from specrouter.v1 import level_pb2, router_pb2, state_pb2
 from specrouter_core.chain import MAX_LOOKAHEAD
 from specrouter_core.sampling import Sampling
+from specrouter_family.tls import Tls
 from specrouter_router.find import Found
 from specrouter_router.pin import Mode, Pin
 from specrouter_router.refusal import RETRY_AFTER_S, InvalidError, RefusedError
@@ -82,10 +83,14 @@ class RouterServer:
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
-    async def start(self, address: str) -> int:
-        """Listen on ``host:port``; returns the port. OSError when the port is taken."""
+    async def start(self, address: str, tls: Tls | None = None) -> int:
+        """Listen on ``host:port``; returns the port. OSError when the port is taken, ValueError by ``tls``."""
         try:
-            port: int = self._server.add_insecure_port(address)
+            port: int = (
+                self._server.add_insecure_port(address)
+                if tls is None
+                else self._server.add_secure_port(address, tls.credentials())
+            )
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
         await self._server.start()

@@ -17,7 +17,9 @@ import typer
 import uvicorn
 import uvloop
 
+from specrouter_family import tls
 from specrouter_family.family import FROM_TARGET, Family, FamilyError
+from specrouter_family.tls import Tls
 from specrouter_router import dial as dials
 from specrouter_router import family_source, tokenizer_source
 from specrouter_router import tokenizer as tokenizers
@@ -60,6 +62,7 @@ class Ways:
     without_redis: WithoutRedis
     drain_s: float
     dial: Dial
+    tls: Tls | None
 
     @property
     def address(self) -> str:
@@ -110,14 +113,25 @@ def serve(  # noqa: PLR0913  # the command line's options
     level_tls_name: Annotated[
         str, typer.Option(help="Name in the levels' certificates, where not the address.", envvar=f"{LEVEL_TLS}NAME")
     ] = "",
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM certificate of both ports.", envvar="SPECROUTER_TLS_CERT")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its PEM key.", envvar="SPECROUTER_TLS_KEY")] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM authority whose certificates clients must have (mTLS).", envvar="SPECROUTER_TLS_CLIENT_CA"
+        ),
+    ] = None,
 ) -> None:
     """Serve one family: OpenAI's interface on the HTTP port, RouterService on the gRPC port."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         loaded = family_source.load(family, [name for name in levels.split(",") if name])
         dial = dials.of(level_tls_ca, level_tls_cert, level_tls_key, level_tls_name)
+        secured = tls.of(tls_cert, tls_key, tls_client_ca)
         tokenizer = _tokenizer(loaded, dial)
-        ways = Ways(redis_url, host, http_port, grpc_port, orphans, without_redis, drain_s, dial)
+        ways = Ways(redis_url, host, http_port, grpc_port, orphans, without_redis, drain_s, dial, secured)
         uvloop.run(_serve(loaded, tokenizer, ways))
     except (FamilyError, TokenizerError, ServeError, StoreError, StartError, OSError, ValueError) as error:
         log.error("%s", " ".join(str(error).split()))
@@ -147,17 +161,7 @@ async def _serve(family: Family, tokenizer: Tokenizer, ways: Ways) -> None:
         without_redis=ways.without_redis,
         dial=ways.dial,
     )
-    http = HttpServer(
-        uvicorn.Config(
-            make_app(router),
-            host=ways.host,
-            port=ways.http_port,
-            log_level="warning",
-            access_log=False,
-            lifespan="off",
-            timeout_graceful_shutdown=2,
-        )
-    )
+    http = HttpServer(_http_config(router, ways))
     grpc_server = RouterServer(router)
     who = {"service.name": "specrouter-router", "specrouter.family": family.name}
     pushing = push.Push(metrics.registry, who, OTEL_NAMES) if push.wanted() else None
@@ -166,7 +170,7 @@ async def _serve(family: Family, tokenizer: Tokenizer, ways: Ways) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    await grpc_server.start(f"{ways.host}:{ways.grpc_port}")
+    await grpc_server.start(f"{ways.host}:{ways.grpc_port}", ways.tls)
     http_task = asyncio.create_task(_http(http, ways.host, ways.http_port), name="http")
     start_task = asyncio.create_task(router.start(), name="start")
     stop_task = asyncio.create_task(stopping.wait(), name="stop")
@@ -189,6 +193,21 @@ async def _serve(family: Family, tokenizer: Tokenizer, ways: Ways) -> None:
         if pushing is not None:
             await asyncio.to_thread(pushing.stop)
         await store.close()
+
+
+def _http_config(router: Router, ways: Ways) -> uvicorn.Config:
+    """Raises ValueError when the certificates can't be used."""
+    context = ways.tls.context() if ways.tls is not None else None
+    return uvicorn.Config(
+        make_app(router),
+        host=ways.host,
+        port=ways.http_port,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=2,
+        ssl_context_factory=None if context is None else lambda *_: context,
+    )
 
 
 async def _http(server: HttpServer, host: str, port: int) -> None:

@@ -1,4 +1,4 @@
-"""The gRPC port's certificates, from PEM files, looked at again at each handshake: renewing needs no restart."""
+"""A server's certificates, from PEM files, looked at again at each handshake: renewing needs no restart."""
 
 from __future__ import annotations
 
@@ -20,8 +20,28 @@ class Tls:
     key: Path
     client_ca: Path | None
 
+    def context(self) -> ssl.SSLContext:
+        """For an HTTP port. Raises ValueError that names the file that can't be used."""
+        served, age = self._loaded(), self._age()
+
+        def newest(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+            """For a handshake: the context that listens hands each on to the newest."""
+            nonlocal served, age
+            try:
+                found = self._age()
+                if found != age:
+                    served, age = self._loaded(), found
+                    log.info("renewed certificates are in use")
+            except (ValueError, OSError) as problem:  # half written: the next handshake looks again
+                log.warning("certificates stay as they were: %s", problem)
+            connection.context = served
+
+        listening = self._loaded()
+        listening.sni_callback = newest
+        return listening
+
     def credentials(self) -> grpc.ServerCredentials:
-        """For the port. Raises ValueError that names the file that can't be used."""
+        """For a gRPC port. Raises ValueError that names the file that can't be used."""
         now, age = self._read(), self._age()
 
         def newest() -> grpc.ServerCertificateConfiguration:
@@ -43,21 +63,29 @@ class Tls:
         return [path.stat().st_mtime_ns for path in (self.cert, self.key, self.client_ca) if path is not None]
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
+        self._loaded()  # gRPC would only say that it can't listen
         pair = _read("tls-key", self.key), _read("tls-cert", self.cert)
+        authority = None if self.client_ca is None else _read("tls-client-ca", self.client_ca)
+        return grpc.ssl_server_certificate_configuration([pair], authority)
+
+    def _loaded(self) -> ssl.SSLContext:
+        for option, path in (("tls-key", self.key), ("tls-cert", self.cert)):
+            _read(option, path)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        try:  # gRPC would only say that it can't listen
+        try:
             context.load_cert_chain(self.cert, self.key)
         except (ssl.SSLError, OSError) as error:
             raise ValueError(
                 f"tls-cert: {self.cert} with tls-key {self.key} is no pair that works ({error})"
             ) from error
-        if self.client_ca is None:
-            return grpc.ssl_server_certificate_configuration([pair])
-        try:
-            context.load_verify_locations(self.client_ca)
-        except (ssl.SSLError, OSError) as error:
-            raise ValueError(f"tls-client-ca: {self.client_ca} holds no certificate ({error})") from error
-        return grpc.ssl_server_certificate_configuration([pair], _read("tls-client-ca", self.client_ca))
+        if self.client_ca is not None:
+            _read("tls-client-ca", self.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+            try:
+                context.load_verify_locations(self.client_ca)
+            except (ssl.SSLError, OSError) as error:
+                raise ValueError(f"tls-client-ca: {self.client_ca} holds no certificate ({error})") from error
+        return context
 
 
 def of(cert: Path | None, key: Path | None, client_ca: Path | None) -> Tls | None:
