@@ -31,11 +31,6 @@ def clean(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
         return lives(made(), cluster)
 
 
-def same(clean: dict[str, Object], end: dict[str, Object]) -> None:
-    """Fails with what differs."""
-    assert not differences(clean, end)
-
-
 def generations(place: Place, cluster: Path, writes: int, delivered: bool) -> tuple[dict[str, Object], int]:
     """The scenario with operators that each die at their write number ``writes``; one follows the other."""
     with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
@@ -57,7 +52,7 @@ def test_death_between_any_two_writes(
     """Each operator gets one write done, and dies: before the next one, or before it hears of the first."""
     with places(cluster, tmp_path) as made:
         end, deaths = generations(made(), cluster, writes, delivered)
-        same(clean[0], end)
+        assert not differences(clean[0], end)
         assert deaths >= clean[1] // 2  # a later operator finds some things done, as those that are being watched
 
 
@@ -69,7 +64,7 @@ def test_death_at_a_write(cluster: Path, tmp_path: Path, clean: tuple[dict[str, 
         runs = [pool.submit(dies, made(), cluster, at, bool(at % 2), "Deployment") for at in cases]
         ends = [run.result() for run in runs]
     for end, plan in ends:
-        same(clean[0], end)
+        assert not differences(clean[0], end)
         assert plan.dead.is_set() or plan.writes < plan.at
     assert sum(plan.dead.is_set() for _, plan in ends) >= AT_ONCE // 2
 
@@ -80,7 +75,7 @@ def test_death_with_kserve(cluster: Path, tmp_path: Path) -> None:
         cases = random.Random(2).sample(range(2, writes - 4), 4)
         runs = [pool.submit(dies, made(), cluster, at, bool(at % 2), "KServe") for at in cases]
         for run in runs:
-            same(wanted, run.result()[0])
+            assert not differences(wanted, run.result()[0])
 
 
 def test_storms_of_faults(cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int]) -> None:
@@ -92,7 +87,7 @@ def test_storms_of_faults(cluster: Path, tmp_path: Path, clean: tuple[dict[str, 
     with places(cluster, tmp_path) as made, ThreadPoolExecutor(AT_ONCE) as pool:
         for one in [pool.submit(run, made(), seed) for seed in range(4)]:
             end, proxy = one.result()
-            same(clean[0], end)
+            assert not differences(clean[0], end)
             assert proxy.faults >= 30
 
 
@@ -102,7 +97,7 @@ def test_two_leaders_at_once(cluster: Path, tmp_path: Path, clean: tuple[dict[st
         place = made()
         for url in (None, proxy.url):
             place.operator(url, pace=QUICK, leads=True)
-        same(clean[0], scenario(place))
+        assert not differences(clean[0], scenario(place))
 
 
 def test_clocks_that_disagree(cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int]) -> None:
@@ -131,7 +126,7 @@ def test_clocks_that_disagree(cluster: Path, tmp_path: Path, clean: tuple[dict[s
                     leader.lease._release = lambda: None  # type: ignore[method-assign]
                 time.sleep(0.05)
         assert not any(both) and turns == 1
-        same(clean[0], end.result())
+        assert not differences(clean[0], end.result())
 
 
 def test_processes_killed_again_and_again(cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int]) -> None:
@@ -164,7 +159,7 @@ def test_processes_killed_again_and_again(cluster: Path, tmp_path: Path, clean: 
             if end.done():
                 break
         assert kills >= 2, (tmp_path / "operator.log").read_text()[-2000:]
-        same(clean[0], end.result())
+        assert not differences(clean[0], end.result())
 
 
 def test_dumps_show_what_matters(clean: tuple[dict[str, Object], int]) -> None:
