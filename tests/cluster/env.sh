@@ -47,7 +47,7 @@ end() { # NAME...: each by its own process id; what does not end in 3 seconds is
 }
 # unrule: take the rules of NetworkPolicies away that kube-router made
 unrule() {
-  iptables-save -t filter | grep -q KUBE-ROUTER || return 0
+  iptables -S KUBE-ROUTER-FORWARD >/dev/null 2>&1 || return 0
   iptables-save -t filter | grep -v KUBE- | iptables-restore
   local s
   for s in $(ipset list -n | grep -E '^(inet6:)?KUBE-'); do ipset destroy "$s" || true; done

@@ -8,6 +8,7 @@
 #   envoy:   Envoy Gateway in the cluster, after gateway (its CRDs)
 #   policies: kube-router beside the cluster, which enforces NetworkPolicies; no_policies ends it and takes its rules away
 #   certificates: cert-manager in the cluster
+#   metrics: Prometheus and prometheus-adapter beside the cluster, which serve routers' own metrics to autoscalers
 # build.sh with the same names builds the last ones.
 # Then: export KUBECONFIG=$RUN/admin.kubeconfig
 set -euo pipefail
@@ -74,6 +75,7 @@ control() {
   cert apiserver "/CN=kube-apiserver" "DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,\
 DNS:kubernetes.default.svc.cluster.local,DNS:localhost,IP:127.0.0.1,IP:$NODE_IP,IP:$SVC_API_IP"
   cert kubelet-client "/O=system:masters/CN=kube-apiserver-kubelet-client"
+  cert front-proxy "/CN=front-proxy"
   kubeconfig admin "/O=system:masters/CN=admin"
   kubeconfig controller-manager "/CN=system:kube-controller-manager"
   kubeconfig scheduler "/CN=system:kube-scheduler"
@@ -86,6 +88,10 @@ DNS:kubernetes.default.svc.cluster.local,DNS:localhost,IP:127.0.0.1,IP:$NODE_IP,
     --bind-address "$NODE_IP" --advertise-address "$NODE_IP" --secure-port "$API_PORT" \
     --tls-cert-file "$PKI/apiserver.crt" --tls-private-key-file "$PKI/apiserver.key" --client-ca-file "$PKI/ca.crt" \
     --kubelet-client-certificate "$PKI/kubelet-client.crt" --kubelet-client-key "$PKI/kubelet-client.key" \
+    --requestheader-client-ca-file "$PKI/ca.crt" --requestheader-allowed-names front-proxy \
+    --requestheader-username-headers X-Remote-User --requestheader-group-headers X-Remote-Group \
+    --requestheader-extra-headers-prefix X-Remote-Extra- \
+    --proxy-client-cert-file "$PKI/front-proxy.crt" --proxy-client-key-file "$PKI/front-proxy.key" \
     --kubelet-certificate-authority "$PKI/ca.crt" --kubelet-preferred-address-types InternalIP \
     --service-account-issuer https://kubernetes.default.svc --service-account-key-file "$PKI/sa.pub" \
     --service-account-signing-key-file "$PKI/sa.key" --service-cluster-ip-range "$SVC_CIDR" \
@@ -292,7 +298,7 @@ policies() { # of all of kube-router the firewall alone; traffic from the node i
   start kube-router "$BIN/kube-router" --kubeconfig "$RUN/kube-router.kubeconfig" --hostname-override "$NODE_NAME" \
     --run-firewall=true --run-router=false --run-service-proxy=false --enable-cni=false --service-cluster-ip-range "$SVC_CIDR" \
     --health-port "$((KSERVE_PORT + 3))"
-  wait_for "rules of NetworkPolicies" 60 grep -q KUBE-NWPLCY-DEFAULT <(iptables-save -t filter)
+  wait_for "rules of NetworkPolicies" 60 iptables -S KUBE-NWPLCY-DEFAULT
 }
 no_policies() {
   end kube-router
@@ -316,6 +322,60 @@ kind: Issuer
 metadata: {name: probe}
 spec: {selfSigned: {}}
 C
+}
+
+metrics() { # the adapter is reached by the API server as a Service without pods
+  local port=$((KSERVE_PORT + 4)) n=kube-system name=prometheus-adapter
+  put "$RUN/prometheus.yaml" <<C
+global: {scrape_interval: 2s}
+scrape_configs:
+  - job_name: routers
+    kubernetes_sd_configs: [{role: pod, kubeconfig_file: "$RUN/admin.kubeconfig"}]
+    relabel_configs:
+      - {source_labels: [__meta_kubernetes_pod_label_app_kubernetes_io_component], regex: router, action: keep}
+      - {source_labels: [__meta_kubernetes_pod_container_port_name], regex: http, action: keep}
+      - {source_labels: [__meta_kubernetes_namespace], target_label: namespace}
+      - {source_labels: [__meta_kubernetes_pod_name], target_label: pod}
+C
+  start prometheus prometheus --config.file "$RUN/prometheus.yaml" --storage.tsdb.path "$RUN/prometheus" \
+    --web.listen-address "127.0.0.1:$((port + 1))"
+  put "$RUN/adapter.yaml" <<'C'
+rules:
+  - seriesQuery: 'specrouter_sequences{namespace!="",pod!=""}'
+    resources: {overrides: {namespace: {resource: namespace}, pod: {resource: pod}}}
+    metricsQuery: 'sum(<<.Series>>{<<.LabelMatchers>>}) by (<<.GroupBy>>)'
+C
+  cert adapter "/CN=$name.$n.svc" "DNS:$name.$n.svc"
+  kubeconfig adapter "/O=system:masters/CN=$name"
+  start adapter "$BIN/prometheus-adapter" --config "$RUN/adapter.yaml" --prometheus-url "http://127.0.0.1:$((port + 1))" \
+    --metrics-relist-interval 5s --lister-kubeconfig "$RUN/adapter.kubeconfig" \
+    --authentication-kubeconfig "$RUN/adapter.kubeconfig" --authorization-kubeconfig "$RUN/adapter.kubeconfig" \
+    --bind-address "$NODE_IP" --secure-port "$port" --tls-cert-file "$PKI/adapter.crt" --tls-private-key-file "$PKI/adapter.key"
+  kubectl apply -f - >/dev/null <<C
+apiVersion: v1
+kind: Service
+metadata: {name: $name, namespace: $n}
+spec: {ports: [{name: https, port: 443, targetPort: $port}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: $name, namespace: $n, labels: {kubernetes.io/service-name: $name}}
+addressType: IPv4
+endpoints: [{addresses: [$NODE_IP], conditions: {ready: true}}]
+ports: [{name: https, port: $port, protocol: TCP}]
+---
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1beta2.custom.metrics.k8s.io}
+spec:
+  group: custom.metrics.k8s.io
+  version: v1beta2
+  groupPriorityMinimum: 100
+  versionPriority: 200
+  caBundle: $(base64 -w0 < "$PKI/ca.crt")
+  service: {name: $name, namespace: $n}
+C
+  wait_for "routers' metrics served" 90 kubectl wait --for=condition=Available --timeout=5s apiservice/v1beta2.custom.metrics.k8s.io
 }
 
 [ $# -gt 0 ] || set -- control node kserve gateway
