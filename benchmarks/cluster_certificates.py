@@ -12,7 +12,8 @@ EC = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
 
 
 def secrets(names: dict[str, str]) -> list[str]:
-    """A manifest of each Secret (tls.crt, tls.key, ca.crt). ``names``: Secret -> DNS name in its certificate."""
+    """A manifest of each Secret (tls.crt, tls.key, ca.crt). ``names``: Secret -> DNS names in its certificate, with
+    commas between."""
     with tempfile.TemporaryDirectory() as folder:
         there = Path(folder)
         _openssl(there, "req", "-x509", *EC, "-days", "30", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.crt")
@@ -20,7 +21,8 @@ def secrets(names: dict[str, str]) -> list[str]:
 
 
 def _secret(there: Path, secret: str, host: str) -> str:
-    (there / "ext").write_text(f"basicConstraints=CA:FALSE\nsubjectAltName=DNS:{host}\n")
+    names = ",".join(f"DNS:{name}" for name in host.split(","))
+    (there / "ext").write_text(f"basicConstraints=CA:FALSE\nsubjectAltName={names}\n")
     _openssl(there, "req", "-new", *EC, "-subj", f"/CN={host[:60]}", "-keyout", "tls.key", "-out", "tls.csr")
     authority = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "30", "-extfile", "ext")
     _openssl(there, "x509", "-req", "-in", "tls.csr", *authority, "-out", "tls.crt")

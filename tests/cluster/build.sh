@@ -202,5 +202,23 @@ redis() {
   say "built Redis image in ${SECONDS}s"
 }
 
-[ $# -gt 0 ] || set -- deps k8s etcd kserve helm coredns gateway images valkey redis
+# KServe's storage initializer, that fetches weights: its own code, with what it needs for http (the clients of clouds are left out)
+storage() {
+  [ ! -f "$IMG/storage-initializer.tar" ] || return 0
+  [ -d "$IMG/python.root" ] || images
+  SECONDS=0
+  local w="$CACHE/wheel" d
+  d="$(moddir "github.com/kserve/kserve@$KSERVE_VERSION")/python"
+  rm -rf "$w"; mkdir -p "$w"/{site,scripts}
+  python3 -m pip install -q --only-binary :all: --python-version 3.11 --target "$w/site" requests aiohttp
+  cp -r --no-preserve=mode "$d/storage/kserve_storage" "$w/site/"
+  install -m 755 "$d/storage-initializer/scripts/initializer-entrypoint" "$w/scripts/"
+  python3 "$HERE/mkimage.py" --name "docker.io/kserve/storage-initializer:$KSERVE_VERSION" --out "$IMG/storage-initializer.tar" \
+    --layer "$IMG/python.root" --layer "$w/site=/usr/local/lib/python3.11/dist-packages" \
+    --layer "$w/scripts=/storage-initializer/scripts" --user 1000 --entrypoint /storage-initializer/scripts/initializer-entrypoint
+  rm -rf "$w"
+  say "built KServe's storage initializer in ${SECONDS}s"
+}
+
+[ $# -gt 0 ] || set -- deps k8s etcd kserve helm coredns gateway images valkey redis storage
 { for t in "$@"; do "$t"; done; exit; } # one block: the script may be edited while it runs

@@ -34,7 +34,7 @@ def patch_webhooks(found: Object, ca: str, port: int | None) -> None:
         webhook["clientConfig"] = {"caBundle": ca} | place
 
 
-def patch_settings(found: Object) -> None:
+def patch_settings(found: Object, version: str) -> None:
     """Standard mode, no ingress objects, small default requests: the node has 2 cores."""
     data = found["data"]
     data.pop("_example", None)
@@ -43,6 +43,7 @@ def patch_settings(found: Object) -> None:
         "deploy": {"defaultDeploymentMode": "Standard"},
         "ingress": {"disableIngressCreation": True},
         "inferenceService": {"resource": small},
+        "storageInitializer": {"image": f"docker.io/kserve/storage-initializer:{version}"},
     }.items():
         data[key] = json.dumps(json.loads(data[key]) | change)
 
@@ -71,7 +72,7 @@ def main() -> None:
         if kind.endswith("WebhookConfiguration"):
             patch_webhooks(found, ca, given.webhook_port)
         if kind == "ConfigMap" and name == "inferenceservice-config":
-            patch_settings(found)
+            patch_settings(found, given.version)
         if kind == "Deployment":
             patch_manager(found, given.version)
         kept.append(found)
