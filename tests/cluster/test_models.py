@@ -26,7 +26,7 @@ def made() -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     torch.manual_seed(11)
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, max_position_embeddings=1024, eos_token_id=2, **sizes))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, max_position_embeddings=4096, eos_token_id=2, **sizes))
     for weight in model.parameters():
         weight.data += 0.15 * torch.randn(weight.shape)
     model.save_pretrained(FOLDER / "tiny")
@@ -83,6 +83,7 @@ def release(real_cluster: Cluster) -> Iterator[Release]:
     found = Release(real_cluster, SCRIPTS / "models-values.yaml", namespace="models", **hosts)
     made()
     found.prepare()
+    real_cluster.kubectl("apply", "-f", SCRIPTS / "storage-container.yaml")
     found.kubectl("apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": volume(found)}))
     found.install()
     yield found
