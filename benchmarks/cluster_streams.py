@@ -10,18 +10,17 @@ long prompt. Without `tests/cluster/build.sh envoy` there is Traefik alone.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import results
 from cluster_gateways import CLIENTS, Request, Way, classes, gateways, way
-from cluster_mesh import CHART, SCRIPTS, Release, cluster, until
+from cluster_mesh import SCRIPTS, Cluster, Release, cluster, until
 
 PROMPT, SEED = "Name three rivers.", 7
-STEADY_S, QUIET_S = 0.25, 45.0
 
 
 def say(text: str) -> None:
@@ -29,52 +28,58 @@ def say(text: str) -> None:
     sys.stderr.write(f"{time.strftime('%T')}  {text}\n")
 
 
-def streamed(ways: list[Way], what: str, tokens: int, text: str) -> list[dict[str, Any]]:
-    """A row for each stream of a text by the target alone. ``text``: what they must give, or begins with it."""
-    request = Request(PROMPT, tokens, SEED, chain=("target",))
-    pairs = list(itertools.product(ways, CLIENTS))
-    with ThreadPoolExecutor(len(pairs)) as pool:
-        done = list(pool.map(lambda pair: CLIENTS[pair[1]](pair[0], request), pairs))
-    rows = []
-    for (through, kind), one in zip(pairs, done, strict=True):
-        same = bool(one.text) and text.startswith(one.text) and not one.error
-        rows.append(
-            {
-                "what": f"{what}, {kind} through {through.name}",
-                "seconds": one.seconds,
-                "messages": one.parts,
-                "longest gap s": one.gap,
-                "cut": one.error,
-                "identical": same,
-            }
-        )
-        say(f"{what}, {kind} through {through.name}: {one.seconds:.0f} s, {one.parts} messages, {one.error or 'whole'}")
-    return rows
+@dataclass(frozen=True)
+class Pace:
+    """Of a mesh: seconds of each of its target's steps."""
+
+    name: str
+    step: float
 
 
-def slow(seconds: float) -> tuple[str, str]:
-    """The setting that makes a step of the target take so long."""
-    return "--set", f"family.spec.levels[2].stepMs=1:{seconds * 1000:g}"
+PACES = (Pace("steady", 0.25), Pace("quiet", 45.0))
 
 
-def measure(release: Release, seconds: float) -> None:
-    """All of it; writes the results."""
+def installed(found: Cluster, pace: Pace) -> tuple[Release, list[Way]]:
+    """A mesh of this pace behind all Gateways, with all that runs."""
+    hosts = {"rest_host": f"rest.{pace.name}.test", "grpc_host": f"grpc.{pace.name}.test"}
+    release = Release(found, SCRIPTS / "stub-values.yaml", namespace=f"net-{pace.name}", **hosts)
     release.prepare()
-    names = classes(release.cluster)
-    settings = [*gateways(release, names), "--set", "router.replicas=1", "--set", "operator.replicas=1"]
-    release.install(*settings, *slow(STEADY_S))
-    until(lambda: release.ask(PROMPT, 1), 240)
-    ways = [way(release, name) for name in names]
-    tokens = round(seconds / STEADY_S)
-    text = release.ask(PROMPT, tokens, seed=SEED, temperature=0.8)
-    rows = streamed(ways, "steady", tokens, text)
-    results.write("cluster_streams", rows)
-    release.helm("upgrade", release.name, CHART, "--values", release.values, *settings, *slow(QUIET_S))
-    time.sleep(5)
-    until(release.settled, 240)
-    rows += streamed(ways, "quiet", round(seconds / QUIET_S), text)
-    cut = sum(bool(row["cut"]) for row in rows)
-    summary = {"streams": len(rows), "cut": cut, "changed": sum(not row["identical"] for row in rows)}
+    names = classes(found)
+    slow = f"family.spec.levels[2].stepMs=1:{pace.step * 1000:g}"
+    one = ("--set", "router.replicas=1", "--set", "operator.replicas=1")
+    release.install(*gateways(release, names), "--set", slow, *one)
+    return release, [way(release, name) for name in names]
+
+
+def stream(pace: Pace, through: Way, kind: str, seconds: float, text: str) -> dict[str, Any]:
+    """The row of a text by the target alone. ``text`` is what it must give, or begins with that."""
+    one = CLIENTS[kind](through, Request(PROMPT, round(seconds / pace.step), SEED, chain=("target",)))
+    what = f"{pace.name}, {kind} through {through.name}"
+    say(f"{what}: {one.seconds:.0f} s, {one.parts} messages, {one.error or 'whole'}")
+    same = bool(one.text) and text.startswith(one.text) and not one.error
+    longest = {"longest gap s": one.gap, "cut": one.error, "identical": same}
+    return {"what": what, "seconds": one.seconds, "messages": one.parts} | longest
+
+
+def measure(found: Cluster, seconds: float) -> None:
+    """All streams at once; writes the results."""
+    meshes = {pace: installed(found, pace) for pace in PACES}
+    try:
+        steady = meshes[PACES[0]][0]
+        until(lambda: steady.ask(PROMPT, 1), 240)
+        until(lambda: all(release.settled() for release, _ in meshes.values()), 240, 1.0)
+        say("asking for the text")
+        text = steady.ask(PROMPT, round(seconds / PACES[0].step), seed=SEED, temperature=0.8)
+        say("streaming")
+        jobs = [(pace, one, kind) for pace, (_, ways) in meshes.items() for one in ways for kind in CLIENTS]
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            rows = list(pool.map(lambda job: stream(*job, seconds, text), jobs))
+    finally:
+        for release, _ in meshes.values():
+            release.helm("uninstall", release.name)
+            found.kubectl("delete", "namespace", release.namespace, "--wait=false")
+    cut, changed = sum(bool(row["cut"]) for row in rows), sum(not row["identical"] for row in rows)
+    summary = {"streams": len(rows), "cut": cut, "changed": changed}
     results.write("cluster_streams", rows, summary | {"shortest_s": min(row["seconds"] for row in rows)})
 
 
@@ -84,13 +89,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=200)
     given = parser.parse_args()
     with cluster(say) as found:
-        hosts = {"rest_host": "rest.streams.test", "grpc_host": "grpc.streams.test"}
-        release = Release(found, SCRIPTS / "stub-values.yaml", namespace="net-streams", **hosts)
-        try:
-            measure(release, given.seconds)
-        finally:
-            release.uninstall()
-            found.kubectl("delete", "namespace", release.namespace, "--wait=false")
+        measure(found, given.seconds)
 
 
 main()
