@@ -326,17 +326,17 @@ C
 
 metrics() { # the adapter is reached by the API server as a Service without pods
   local port=$((KSERVE_PORT + 4)) n=kube-system name=prometheus-adapter
+  # Debian's Prometheus does not look for pods itself: a loop tells it of them
   put "$RUN/prometheus.yaml" <<C
 global: {scrape_interval: 2s}
-scrape_configs:
-  - job_name: routers
-    kubernetes_sd_configs: [{role: pod, kubeconfig_file: "$RUN/admin.kubeconfig"}]
-    relabel_configs:
-      - {source_labels: [__meta_kubernetes_pod_label_app_kubernetes_io_component], regex: router, action: keep}
-      - {source_labels: [__meta_kubernetes_pod_container_port_name], regex: http, action: keep}
-      - {source_labels: [__meta_kubernetes_namespace], target_label: namespace}
-      - {source_labels: [__meta_kubernetes_pod_name], target_label: pod}
+scrape_configs: [{job_name: routers, file_sd_configs: [{files: ["$RUN/routers.yaml"], refresh_interval: 2s}]}]
 C
+  put "$RUN/routers.template" <<'C'
+{{range .items}}{{if .status.podIP}}- {targets: ["{{.status.podIP}}:8000"], labels: {namespace: {{.metadata.namespace}}, pod: {{.metadata.name}}}}
+{{end}}{{end}}
+C
+  start routers bash -c "while sleep 3; do kubectl get pods -A -l app.kubernetes.io/component=router -o go-template-file='$RUN/routers.template' \
+    > '$RUN/routers.new' && mv '$RUN/routers.new' '$RUN/routers.yaml'; done"
   start prometheus prometheus --config.file "$RUN/prometheus.yaml" --storage.tsdb.path "$RUN/prometheus" \
     --web.listen-address "127.0.0.1:$((port + 1))"
   put "$RUN/adapter.yaml" <<'C'
@@ -345,12 +345,13 @@ rules:
     resources: {overrides: {namespace: {resource: namespace}, pod: {resource: pod}}}
     metricsQuery: 'sum(<<.Series>>{<<.LabelMatchers>>}) by (<<.GroupBy>>)'
 C
-  cert adapter "/CN=$name.$n.svc" "DNS:$name.$n.svc"
+  cert adapter-server "/CN=$name.$n.svc" "DNS:$name.$n.svc"
   kubeconfig adapter "/O=system:masters/CN=$name"
   start adapter "$BIN/prometheus-adapter" --config "$RUN/adapter.yaml" --prometheus-url "http://127.0.0.1:$((port + 1))" \
     --metrics-relist-interval 5s --lister-kubeconfig "$RUN/adapter.kubeconfig" \
     --authentication-kubeconfig "$RUN/adapter.kubeconfig" --authorization-kubeconfig "$RUN/adapter.kubeconfig" \
-    --bind-address "$NODE_IP" --secure-port "$port" --tls-cert-file "$PKI/adapter.crt" --tls-private-key-file "$PKI/adapter.key"
+    --bind-address "$NODE_IP" --secure-port "$port" --tls-cert-file "$PKI/adapter-server.crt" \
+    --tls-private-key-file "$PKI/adapter-server.key"
   kubectl apply -f - >/dev/null <<C
 apiVersion: v1
 kind: Service
