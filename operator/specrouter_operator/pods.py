@@ -15,6 +15,7 @@ TLS_ARGUMENTS = [
     f"--tls-key={TLS_PATH}/tls.key",
     f"--tls-client-ca={TLS_PATH}/ca.crt",
 ]
+CERTIFICATE = {"name": "OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", "value": f"{TLS_PATH}/ca.crt"}  # of the OTLP port
 GPU = "nvidia.com/gpu"
 DEFAULTS = {"cpu": ("100m", "1"), "memory": ("256Mi", "2Gi")}  # request and limit of a level that gives neither
 LOADING_S, PROBE_S = 1800, 5  # how long weights may take to load, seconds between two probes
@@ -122,6 +123,7 @@ def _environment(family: str, namespace: str, level: Level, settings: Settings) 
         {"name": "OTEL_SERVICE_NAME", "value": "specrouter-level"},
         {"name": "OTEL_RESOURCE_ATTRIBUTES", "value": whose},
         *(token_environment(settings.otlp_secret) if settings.otlp_secret else []),
+        *([CERTIFICATE] if settings.level_tls_secret and settings.otlp_endpoint.startswith("https:") else []),
     ]
 
 

@@ -22,6 +22,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceResponse,
 )
 
+from specrouter_family.tls import Tls
 from specrouter_operator import metric_names, otlp
 from specrouter_operator.allowance import RATE, Allowances
 from specrouter_operator.store import Store
@@ -39,9 +40,11 @@ OPTIONS = (
 
 class Receiver:
     """One server that fills one store. ``clock``: seconds, of the clock that the store is asked with. ``token``: what
-    senders must show; "": nothing."""
+    senders must show; "": nothing. ``tls``: its certificates; None: in the clear."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic, token: str = "") -> None:
+    def __init__(
+        self, store: Store, clock: Callable[[], float] = time.monotonic, token: str = "", tls: Tls | None = None
+    ) -> None:
         self.requests = 0
         self.points = 0  # taken
         self.refused = 0  # requests that could not be used
@@ -51,6 +54,7 @@ class Receiver:
         self._store = store
         self._clock = clock
         self._shown = f"Bearer {token}".encode() if token else b""
+        self._tls = tls
         self._allowances = Allowances()
         self._server: grpc.Server | None = None
 
@@ -60,7 +64,8 @@ class Receiver:
         return self._server is not None
 
     def start(self, address: str) -> int:
-        """Listen on ``host:port``; returns the port. OSError when it is taken. May be stopped and started again."""
+        """Listen on ``host:port``; returns the port. May be stopped and started again. Raises OSError when the port is
+        taken, ValueError when a certificate can't be used."""
         server = grpc.server(ThreadPoolExecutor(WORKERS, "otlp"), options=OPTIONS, maximum_concurrent_rpcs=MAX_WAITING)
         # Requests come as bytes: what gRPC itself can't parse, it answers with INTERNAL and a traceback in the log.
         handler: grpc.RpcMethodHandler[bytes, ExportMetricsServiceResponse] = grpc.unary_unary_rpc_method_handler(
@@ -68,7 +73,11 @@ class Receiver:
         )
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {"Export": handler}),))
         try:
-            port: int = server.add_insecure_port(address)
+            port: int = (
+                server.add_insecure_port(address)
+                if self._tls is None
+                else server.add_secure_port(address, self._tls.credentials())
+            )
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}") from error
         server.start()

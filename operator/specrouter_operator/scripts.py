@@ -15,6 +15,7 @@ import typer
 from kubernetes import config
 from prometheus_client import REGISTRY
 
+from specrouter_family import tls
 from specrouter_operator import explain, removal, traces
 from specrouter_operator.api import ApiError, connect
 from specrouter_operator.health import Health
@@ -49,6 +50,11 @@ def run(  # noqa: PLR0913  # the command line's options
     otlp_token: Annotated[
         str, typer.Option(help="What pushes must show as bearer token.", envvar="SPECROUTER_OTLP_TOKEN")
     ] = "",
+    otlp_tls_cert: Annotated[Path | None, _option("otlp-tls-cert", "PEM certificate of the OTLP port.")] = None,
+    otlp_tls_key: Annotated[Path | None, _option("otlp-tls-key", "PEM key of the OTLP port.")] = None,
+    otlp_client_ca: Annotated[
+        Path | None, _option("otlp-client-ca", "PEM authority whose certificates senders must have (mTLS).")
+    ] = None,
     redis_url: Annotated[
         str, typer.Option(help="Where routers read weights, as they have it.", envvar="SPECROUTER_REDIS_URL")
     ] = "",
@@ -78,12 +84,15 @@ def run(  # noqa: PLR0913  # the command line's options
     pace = Pace(relist=relist_seconds, watch=watch_seconds, lease=lease_seconds, retry=min(2.0, lease_seconds / 6))
     settings = Settings(level_image, storage_image, otlp_endpoint, otlp_secret, kv_secret, level_tls_secret)
     name = identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
-    sources = Sources(otlp_token)
     try:
+        secured = tls.of(otlp_tls_cert, otlp_tls_key, otlp_client_ca)
+        if secured is not None:
+            secured.credentials()  # what is wrong with them is said now, not when this replica leads
         publisher = RedisPublisher(redis_url) if redis_url else None
     except ValueError as error:
         log.error("%s", error)
         raise typer.Exit(2) from error
+    sources = Sources(otlp_token, secured)
     REGISTRY.register(sources)
     operator = Operator(api, lease_api, name, settings, pace=pace, signals_of=sources.of, publisher=publisher)
     health = Health(port, operator.alive, operator.ready)
@@ -99,7 +108,7 @@ def run(  # noqa: PLR0913  # the command line's options
             if not operator.alive():
                 log.error("a thread ended by itself")
                 break
-    except OSError as error:
+    except (OSError, ValueError) as error:
         log.error("%s", error)
     operator.stop()
     sources.listen("", leads=False)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from specrouter_family.tls import Tls
 from specrouter_operator.policy_types import RoutingPolicySpec
 from specrouter_operator.prometheus_source import PrometheusSource
 from specrouter_operator.receiver import Receiver
@@ -18,13 +19,13 @@ MAX_SERVERS = 64  # Prometheus servers that are remembered
 
 
 class Sources(Collector):
-    """One receiver for all policies, one client per Prometheus. Also tells what the receiver has seen. ``token``: what
-    senders must show the receiver; "": nothing."""
+    """One receiver for all policies, one client per Prometheus. Also tells what the receiver has seen. ``token`` and
+    ``tls``: see there."""
 
-    def __init__(self, token: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, token: str = "", tls: Tls | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._store = Store()
-        self._receiver = Receiver(self._store, clock, token)
+        self._receiver = Receiver(self._store, clock, token, tls)
         self._servers: dict[str, PrometheusSource] = {}
 
     def listen(self, address: str, leads: bool) -> int:

@@ -267,6 +267,17 @@ def test_whoever_pushes_has_the_token_that_the_operator_asks_for(given: str, nam
     assert [len(secret["token"]) for secret in made] == ([] if given else [32])
 
 
+def test_metrics_go_by_tls_where_the_operator_has_a_certificate() -> None:
+    tls = {"mode": "secrets", "levelSecretName": "l", "routerSecretName": "r", "operatorSecretName": "o"}
+    objects = render(**{f"tls__{name}": value for name, value in tls.items()})
+    router, operator = (one(objects, "Deployment", side) for side in ("router", "operator"))
+    assert variables(router)["OTEL_EXPORTER_OTLP_ENDPOINT"] == "https://mesh-specrouter-operator.place.svc:4317"
+    assert variables(router)["OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE"] == "/etc/specrouter/tls/ca.crt"
+    assert variables(operator)["SPECROUTER_OPERATOR_OTLP_TLS_CERT"] == "/etc/specrouter/tls/tls.crt"
+    (volume,) = [one for one in operator["spec"]["template"]["spec"]["volumes"] if one["name"] == "tls"]
+    assert volume["secret"]["secretName"] == "o"
+
+
 def test_routers_know_which_levels_they_are_for() -> None:
     """Another set of levels is another pod template: routers are rolled, and wait for the operator's file."""
     levels = [{"name": "a", "engine": "stub", "agreement": 0.5}, {"name": "b", "engine": "stub"}]

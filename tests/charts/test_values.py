@@ -97,6 +97,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "redis.kvCheckpoints.existingSecret",
     ),
     ({"tls": {"mode": "mutual"}}, "/tls/mode"),
+    ({"tls": {"operatorSecretName": "o"}}, "tls.operatorSecretName"),
+    ({"otel": {"existingSecret": "A b"}}, "/otel/existingSecret"),
     ({"tls": {"mode": "secrets", "routerSecretName": "a"}}, "tls.levelSecretName"),
     ({"tls": {"mode": "secrets", "levelSecretName": "a"}}, "tls.routerSecretName"),
     ({"tls": {"mode": "certManager"}}, "tls.issuerRef.name"),

@@ -23,6 +23,8 @@ from opentelemetry.sdk.metrics.export import AggregationTemporality, PeriodicExp
 from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation, View
 from opentelemetry.sdk.resources import Resource
 
+from authority import Authority, Party
+from specrouter_family.tls import Tls
 from specrouter_operator import metric_names as m
 from specrouter_operator.allowance import Allowances
 from specrouter_operator.pods import token_environment
@@ -114,6 +116,28 @@ def test_what_a_level_sends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tok
     finally:
         level.kill()
         served.close()
+
+
+def test_only_senders_with_a_certificate_reach_a_receiver_that_asks_for_one(tmp_path: Path) -> None:
+    ours, others = Authority(tmp_path, "trusted"), Authority(tmp_path, "stranger")
+    server, ca = ours.issue("operator", ip="127.0.0.1"), ours.own.cert
+    receiver = Receiver(Store(), tls=Tls(server.cert, server.key, ca))
+    address = f"127.0.0.1:{receiver.start('127.0.0.1:0')}"
+
+    def send(client: Party | None) -> grpc.StatusCode:
+        pair = (client.key.read_bytes(), client.cert.read_bytes()) if client is not None else (None, None)
+        with grpc.secure_channel(address, grpc.ssl_channel_credentials(ca.read_bytes(), *pair)) as channel:
+            try:
+                MetricsServiceStub(channel).Export(request(counter(m.CALLS, 1, 5)), timeout=10)
+            except grpc.RpcError as error:
+                assert isinstance(error, grpc.Call)
+                return error.code()
+        return grpc.StatusCode.OK
+
+    assert [send(None), send(others.issue("level"))] == [grpc.StatusCode.UNAVAILABLE] * 2
+    assert receiver.requests == 0
+    assert send(ours.issue("level")) is grpc.StatusCode.OK and receiver.points == 1
+    receiver.stop()
 
 
 @pytest.mark.parametrize("shown", ["", "Bearer", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", TOKEN, f"Basic {TOKEN}"])

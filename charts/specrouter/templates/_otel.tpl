@@ -7,6 +7,9 @@
 - name: OTEL_RESOURCE_ATTRIBUTES
   value: specrouter.family={{ .Values.family.name }},k8s.namespace.name={{ .Release.Namespace }},service.instance.id=$(POD_NAME)
 {{ include "specrouter.otel.token" . }}
+{{- if .Values.tls.operatorSecretName }}
+- {name: OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE, value: /etc/specrouter/tls/ca.crt}
+{{- end }}
 - {name: OTEL_EXPORTER_OTLP_METRICS_HEADERS, value: authorization=Bearer%20$(SPECROUTER_OTLP_TOKEN)}
 {{- end }}
 
@@ -23,5 +26,5 @@
 
 {{/* Where metrics are pushed: the operator of the namespace, or a collector. */}}
 {{- define "specrouter.otel.endpoint" -}}
-{{- .Values.otel.endpoint | default (printf "http://%s-operator.%s.svc:4317" (include "specrouter.fullname" .) .Release.Namespace) }}
+{{- .Values.otel.endpoint | default (printf "%s://%s-operator.%s.svc:4317" (empty .Values.tls.operatorSecretName | ternary "http" "https") (include "specrouter.fullname" .) .Release.Namespace) }}
 {{- end }}
