@@ -16,13 +16,14 @@ Unknown fields are errors, so that a typing mistake never passes silently.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
+
+from specrouter_family import spec_file
+from specrouter_family.spec_file import SpecFileError, explain
 
 MAX_LEVELS = 8
 BYTES = "bytes"  # the tokenizer of stub levels
@@ -46,11 +47,8 @@ ENGINE_FIELDS = {
 }
 
 
-FIELD_FIRST = re.compile(r"[a-z0-9_.-]+: ")
-
-
-class FamilyError(ValueError):
-    """A family file that can't be used. The message names the file and the field."""
+HOLDS = "name, tokenizer, levels and chain"
+FamilyError = SpecFileError  # of a family file
 
 
 def _address(value: str) -> str:
@@ -276,7 +274,7 @@ class Family(Spec):
         try:
             return type(self).model_validate({**dict(self), "chain": chain.model_copy(deep=True)})
         except ValidationError as error:
-            raise FamilyError(_explain(error)) from error
+            raise FamilyError(explain(error)) from error
 
     @property
     def target(self) -> LevelSpec:
@@ -284,42 +282,11 @@ class Family(Spec):
         return self.levels[-1]
 
 
-def _explain(error: ValidationError) -> str:
-    """One ``field: what is wrong`` per fault."""
-    faults = []
-    for fault in error.errors(include_url=False):
-        where = ".".join(str(part) for part in fault["loc"])
-        what = str(fault["msg"]).removeprefix("Value error, ")
-        if fault["type"] == "string_pattern_mismatch":
-            what = f"{fault['input']!r} doesn't match {fault['ctx']['pattern']}"
-        elif fault["type"] == "extra_forbidden":
-            what = "unknown field"
-        elif fault["type"] == "string_type" and where.endswith("step_ms"):
-            what = 'must be a quoted string, as "1:2.5" (YAML takes 1:2.5 for a number)'
-        named = fault["type"] == "value_error" and FIELD_FIRST.match(what)  # by a validator of several fields
-        faults.append(f"{where}{'.' if named else ': '}{what}" if where else what)
-    return "; ".join(faults)
-
-
 def parse(text: str, source: str) -> Family:
     """The family that ``text`` (YAML) describes. Raises FamilyError, which begins with ``source``."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise FamilyError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise FamilyError(f"{source}: must be a mapping with name, tokenizer, levels and chain")
-    try:
-        return Family.model_validate(data)
-    except ValidationError as error:
-        raise FamilyError(f"{source}: {_explain(error)}") from error
+    return spec_file.parse(text, source, Family, HOLDS)
 
 
 def load(path: Path | str) -> Family:
     """Reads a family file. Raises FamilyError that names the file and the field."""
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FamilyError(f"{path}: can't be read: {error}") from error
-    return parse(text, str(path))
+    return spec_file.load(Path(path), Family, HOLDS)

@@ -14,14 +14,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from specrouter_core.capacity import Load, Offer
 from specrouter_core.profile import Curve
 from specrouter_core.replica import SimLevel
 from specrouter_core.workload import Kind, Workload
+from specrouter_family import spec_file
 from specrouter_family.family import Family
+from specrouter_family.spec_file import SpecFileError
 from specrouter_level.stub import curve
 from specrouter_local.errors import UserError
 
@@ -150,17 +151,9 @@ def _pair(value: Range) -> tuple[int, int]:
 def load(path: Path) -> Scenario:
     """Reads a file. Raises UserError that names the file and the field."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: can't be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: must be a mapping with levels and arrivals")
-    try:
-        return Scenario.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_explain(error)}") from error
+        return spec_file.load(path, Scenario, "levels and arrivals")
+    except SpecFileError as error:
+        raise UserError(str(error)) from error
 
 
 def of_family(family: Family) -> Scenario:
@@ -171,16 +164,3 @@ def of_family(family: Family) -> Scenario:
             raise UserError(f"levels.{i}.step_ms: only stub levels say how fast they are; write a file with curves")
         levels.append(LevelSpec(name=level.name, step_ms=level.step_ms, agreement=level.agreement or 1.0))
     return Scenario(levels=levels)
-
-
-def _explain(error: ValidationError) -> str:
-    """One ``field: what is wrong`` per fault."""
-    faults = []
-    for fault in error.errors(include_url=False):
-        where = ".".join(str(part) for part in fault["loc"])
-        what = "unknown field" if fault["type"] == "extra_forbidden" else str(fault["msg"])
-        what = what.removeprefix("Value error, ")
-        if fault["type"] == "string_type" and where.endswith("step_ms"):
-            what = 'must be a quoted string, as "1:2.5" (YAML takes 1:2.5 for a number)'
-        faults.append(f"{where}: {what}" if where else what)
-    return "; ".join(faults)
