@@ -238,6 +238,29 @@ def test_routers_and_levels_know_one_another(tls: dict[str, Any], level: str, ro
         assert not made
 
 
+def test_routers_ports_can_be_tls() -> None:
+    """Whoever calls them in the cluster, probes and scrapes among them, does so over TLS then."""
+    tls = {"mode": "certManager", "issuerRef": {"name": "ca"}, "routerPorts": True}
+    objects = render(tls=tls, monitoring__serviceMonitor__enabled=True)
+    there = variables(one(objects, "Deployment", "router"))
+    assert there["SPECROUTER_TLS_CERT"] == "/etc/specrouter/tls/tls.crt"
+    container = one(objects, "Deployment", "router")["spec"]["template"]["spec"]["containers"][0]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+    service = one(objects, "Service", "router")
+    assert [port["appProtocol"] for port in service["spec"]["ports"]] == ["https", "https"]
+    host = f"{service['metadata']['name']}.place.svc"
+    (made,) = [found["spec"] for found in of_kind(objects, "Certificate") if "-router" in found["metadata"]["name"]]
+    assert made["dnsNames"] == [host] and made["usages"] == ["client auth", "server auth"]
+    (endpoint,) = one(objects, "ServiceMonitor", "router")["spec"]["endpoints"]
+    assert endpoint["scheme"] == "https" and endpoint["tlsConfig"]["serverName"] == host
+    assert endpoint["tlsConfig"]["ca"] == {"secret": {"name": made["secretName"], "key": "ca.crt"}}
+    (test,) = of_kind(objects, "Pod")
+    assert {"name": "CA", "value": "/etc/specrouter/tls/ca.crt"} in test["spec"]["containers"][0]["env"]
+    plain = one(render(), "Deployment", "router")
+    assert "SPECROUTER_TLS_CERT" not in variables(plain)
+
+
 def test_in_the_clear_unless_asked_otherwise() -> None:
     objects = render()
     assert "SPECROUTER_OPERATOR_LEVEL_TLS_SECRET" not in variables(one(objects, "Deployment", "operator"))

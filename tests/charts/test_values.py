@@ -102,6 +102,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"tls": {"mode": "secrets", "routerSecretName": "a"}}, "tls.levelSecretName"),
     ({"tls": {"mode": "secrets", "levelSecretName": "a"}}, "tls.routerSecretName"),
     ({"tls": {"mode": "certManager"}}, "tls.issuerRef.name"),
+    ({"tls": {"routerPorts": True}}, "tls.routerPorts"),
     ({"tls": {"issuerRef": {"kind": "Authority"}}}, "/tls/issuerRef/kind"),
     ({"tls": {"duration": "1y"}}, "/tls/duration"),
     ({"otel": {"endpoint": "collector:4317"}}, "/otel/endpoint"),

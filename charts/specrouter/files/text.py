@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import grpc
 
@@ -15,7 +17,9 @@ from specrouter.v1 import router_pb2 as pb
 from specrouter.v1 import router_pb2_grpc
 
 ROUTER, FAMILY, TARGET = os.environ["ROUTER"], os.environ["FAMILY"], os.environ["TARGET"]
-HTTP, GRPC = f"http://{ROUTER}:{os.environ['HTTP_PORT']}", f"{ROUTER}:{os.environ['GRPC_PORT']}"
+CA = os.environ.get("CA", "")  # of routers whose ports are TLS
+HTTP = f"{'https' if CA else 'http'}://{ROUTER}:{os.environ['HTTP_PORT']}"
+GRPC = f"{ROUTER}:{os.environ['GRPC_PORT']}"
 TOKENS = int(os.environ["TOKENS"])
 PROMPTS = ("Name three rivers.", "Count from one to twenty, in words.")
 
@@ -24,7 +28,8 @@ def ask(path: str, body: object = None) -> dict:
     """The answer of the REST interface."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(HTTP + path, data, {"Content-Type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=120) as answer:  # noqa: S310
+    trust = ssl.create_default_context(cafile=CA) if CA else None
+    with urllib.request.urlopen(request, timeout=120, context=trust) as answer:  # noqa: S310
         return json.load(answer)
 
 
@@ -36,7 +41,8 @@ def rest(prompt: str, **wishes: object) -> str:
 
 def by_grpc(prompt: str) -> str:
     """The same text by gRPC."""
-    with grpc.insecure_channel(GRPC) as channel:
+    trust = grpc.ssl_channel_credentials(Path(CA).read_bytes()) if CA else None
+    with grpc.secure_channel(GRPC, trust) if trust else grpc.insecure_channel(GRPC) as channel:
         request = pb.GenerateRequest(model=FAMILY, text=prompt, max_tokens=TOKENS)
         request.sampling.seed, request.sampling.temperature = 11, 0.7
         events = router_pb2_grpc.RouterServiceStub(channel).Generate(request, timeout=120)
