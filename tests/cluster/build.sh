@@ -210,7 +210,7 @@ storage() {
   local w="$CACHE/wheel" d
   d="$(moddir "github.com/kserve/kserve@$KSERVE_VERSION")/python"
   rm -rf "$w"; mkdir -p "$w"/{site,scripts}
-  python3 -m pip install -q --only-binary :all: --python-version 3.11 --target "$w/site" requests aiohttp
+  python3 -m pip install -q --only-binary :all: --python-version 3.11 --target "$w/site" requests aiohttp pyyaml
   cp -r --no-preserve=mode "$d/storage/kserve_storage" "$w/site/"
   install -m 755 "$d/storage-initializer/scripts/initializer-entrypoint" "$w/scripts/"
   python3 "$HERE/mkimage.py" --name "docker.io/kserve/storage-initializer:$KSERVE_VERSION" --out "$IMG/storage-initializer.tar" \
