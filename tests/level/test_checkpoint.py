@@ -421,6 +421,31 @@ async def test_random_texts_calls_and_releases_never_meet_a_wrong_memory(redis: 
         await level.close()
 
 
+async def test_a_link_that_is_slower_than_was_thought_costs_one_block(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = Level(redis), Level(redis, engine=Remembering(seconds=0.003))
+    want = await first.ask("a", PROMPT)
+    await first.until("written", 3)
+    store = second.checkpoints._stores[0]
+    get = store.get
+
+    def slowly(name: str) -> bytes | None:
+        time.sleep(0.4)  # a block is computed in half of that
+        return get(name)
+
+    monkeypatch.setattr(store, "get", slowly)
+    assert await second.ask("b", PROMPT) == want
+    counts = second.checkpoints.counts
+    assert (counts["restored_tokens"], counts["stopped"]) == (BLOCK, 1) and not second.checkpoints.ignored
+    assert second.scheduler.counts.fed == len(PROMPT) - BLOCK
+    second.checkpoints.prices._token = 0.003
+    second.call("c", [7, *PROMPT])
+    assert not second.held("c").restoring and counts["declined"] == 1, "it knows now"
+    await first.close()
+    await second.close()
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_a_writer_that_is_killed_leaves_whole_blocks(seed: int, redis: Redis) -> None:
     """At a random moment of writing 1.5 MB a block; every block that is there is right, and counted."""

@@ -45,7 +45,6 @@ async def found_again(url: str, first: int) -> None:
             await level.ask(f"s{n}", [first, *PROMPT])
             if level.checkpoints.counts["restored_tokens"] >= BLOCKS * BLOCK:
                 break
-            level.scheduler.forget([level.held(f"s{n}")])
             level.scheduler.slots.release(level.held(f"s{n}"))
             await asyncio.sleep(0.1)
         assert level.checkpoints.counts["restored_tokens"] >= BLOCKS * BLOCK, level.checkpoints.ignored

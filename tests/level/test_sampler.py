@@ -6,34 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from specrouter_core import noise
 from specrouter_core.sampling import Sampling, draw
-from specrouter_level import sampler
 from specrouter_level.sampler import Request, Sampler
 
 CPU = torch.device("cpu")
 SEEDS = st.integers(0, 2**64 - 1)
-
-
-@given(SEEDS, st.integers(0, 2**31), st.integers(0, 2**20))
-@settings(deadline=None, max_examples=60)
-def test_uniforms_are_the_cores_bit_for_bit(seed: int, position: int, first: int) -> None:
-    ids = np.arange(first, first + 500)
-    mine = torch.from_numpy(ids)
-    assert np.array_equal(sampler.bits(seed, position, mine).numpy().view(np.uint64), noise.bits(seed, position, ids))
-    assert np.array_equal(sampler.uniform(seed, position, mine).numpy(), noise.uniform(seed, position, ids))
-
-
-@given(SEEDS, st.integers(0, 2**31))
-@settings(deadline=None, max_examples=60)
-def test_noise_is_the_cores_to_one_unit_in_the_last_place(seed: int, position: int) -> None:
-    """Of each logarithm; near the noise's zero the inner one's last bit weighs more than one of the outer's."""
-    ids = np.arange(2000)
-    mine = sampler.gumbel(seed, position, torch.from_numpy(ids)).numpy()
-    want = noise.gumbel(seed, position, ids)
-    assert np.all(np.abs(mine - want) <= 2 * np.spacing(np.maximum(np.abs(want), 1.0)))
-    clear = np.abs(want) > 1
-    assert np.all(np.abs(mine - want)[clear] <= np.spacing(np.abs(want[clear])))
 
 
 SAMPLINGS = st.builds(

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 from test_level_process import START_SECONDS, Level, running
 
 from authority import Authority, Party
+from processes import until
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
 from specrouter_family import tls
@@ -121,6 +125,45 @@ def test_renewed_certificates_need_no_restart(authority: Authority, tmp_path: Pa
         assert described(level, dial.of(other.own.cert, new_router.cert, new_router.key, NAME)).name == "low"
         router.cert.unlink()
         assert described(level, door).name == "low"
+
+
+def got(level: Level, ca: Path, client: Party | None = None) -> int:
+    """The status of its health over HTTPS; 0 when it does not talk to us."""
+    context = ssl.create_default_context(cafile=str(ca))
+    if client is not None:
+        context.load_cert_chain(client.cert, client.key)
+    try:
+        return httpx.get(f"https://127.0.0.1:{level.http}/v2/health/ready", verify=context, trust_env=False).status_code
+    except (httpx.TransportError, ssl.SSLError):
+        return 0
+
+
+def test_the_http_port_with_and_without_clients_certificates(authority: Authority, tmp_path: Path) -> None:
+    server, client = authority.issue(NAME, ip="127.0.0.1"), authority.issue("prometheus")
+    ca, other = authority.own.cert, Authority(tmp_path, "stranger").issue("prometheus")
+    for mode, lets_in in (("server", {None, client.cert, other.cert}), ("mutual", {client.cert})):
+        level = Level(tmp_path / mode, *options(server, ca), "--http-tls", mode)
+        try:
+            assert until(lambda level=level: got(level, ca, client) == 200, START_SECONDS), level.log.read_text()  # type: ignore[misc]
+            for party in (None, client, other):
+                name = party.cert if party else None
+                assert (got(level, ca, party) == 200) == (name in lets_in), (mode, name)
+            assert level.get("/v2/health/ready")[0] == 0, "in the clear"
+            assert described(level, dial.of(ca, client.cert, client.key, "")).name == "low"
+            assert level.stop(signal.SIGTERM) == 0 and "Traceback" not in level.log.read_text()
+        finally:
+            level.process.kill()
+            level.process.wait()
+
+
+def test_what_http_tls_needs_is_named(authority: Authority, tmp_path: Path) -> None:
+    server = options(authority.issue(NAME))
+    for argv, said in (
+        (["--name", "low", "--engine", "stub", "--http-tls", "server"], "tls-cert: needed with http-tls"),
+        ([*server, "--http-tls", "mutual"], "tls-client-ca: needed with http-tls mutual"),
+    ):
+        level = Level(tmp_path / "log", *argv)
+        assert level.process.wait(START_SECONDS) == 2 and said in level.log.read_text()
 
 
 def test_what_is_wrong_with_files_is_said_at_once(authority: Authority, tmp_path: Path) -> None:

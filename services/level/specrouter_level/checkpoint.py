@@ -9,7 +9,8 @@ positions first marks the copy void, and the writer looks at the mark after it h
 in one round trip for the longest run of blocks that are there, and fetches them if that is predicted cheaper than
 computing them (``prices``). The sequence takes part in no step meanwhile, others do. Whatever is in doubt is left out
 and counted: bytes that are not exactly what was asked for, a Redis that does not answer, a restore that takes longer
-than the prefill would have. The worst that a restore can do is to lose that time once.
+than the prefill would have. A sequence that ends gives up its restore at once. The worst that a restore can do is to
+lose that time once.
 
 Everything but the two threads' own work happens on the loop's thread.
 """
@@ -213,43 +214,48 @@ class Checkpoints:
 
     # Restoring.
 
-    def wanted(self, held: Held) -> bool:
-        """Look for what the slot lacks of the text, if that may be worth it. Whether it has begun.
+    def wanted(self, held: Held) -> Restore | None:
+        """Look for what the slot lacks of the text, if that may be worth it. None: it is not.
 
         The sequence must stay out of steps until ``tell`` is called, whatever becomes of it.
         """
         end = (len(held.text) - 1) // BLOCK * BLOCK
         saved = self.prices.prefill(end - held.valid)
         if end - held.valid < LEAST_TOKENS or saved < LEAST_SECONDS or monotonic() < self._paused:
-            return False
+            return None
         cost = self.prices.restore((end // BLOCK - held.valid // BLOCK) * self._framing.blob_bytes)
         if self._loop is None or self._waiting + cost >= saved:
             self.prices.declined()
             self.counts["declined"] += 1
-            return False
+            return None
         tokens = held.text.tokens[:end]
         restore = Restore(held, held.slot, tokens, held.params.prompt_length, held.valid, saved, cost)
         try:
             self._restores.put_nowait(restore)
         except queue.Full:
             self.counts["declined"] += 1
-            return False
+            return None
         self.overwritten(held.slot, held.valid // BLOCK * BLOCK)
         self._waiting += cost
-        self._loop.call_later(saved + SLACK_S, self._late, restore)
-        return True
+        self._loop.call_later(saved + SLACK_S, self._cut, restore, "late")  # than the prefill would have been
+        return restore
 
-    def _late(self, restore: Restore) -> None:
-        """It has taken longer than the prefill would have."""
+    def abandon(self, restore: Restore) -> None:
+        """Nobody wants it any more: the slot is let go of, at once or when the block that is being put there is."""
+        self._cut(restore, "")
+
+    def _cut(self, restore: Restore, why: str) -> None:
+        """End it before its end. ``why`` is counted; "" is not."""
         if restore.over or self._loop is None:
             return
         if restore.lock.acquire(blocking=False):
             restore.cancelled = True
             restore.lock.release()
-            self.ignored["late"] += 1
+            if why:
+                self.ignored[why] += 1
             self._ended(restore)
         else:  # a block is being put in its place, which takes a few milliseconds
-            self._loop.call_later(0.005, self._late, restore)
+            self._loop.call_later(0.005, self._cut, restore, why)
 
     def _ended(self, restore: Restore) -> None:
         if restore.over:
@@ -300,6 +306,10 @@ class Checkpoints:
         done = 0
         while done < there and self._place(restore, store, first + done, names[done]):
             done += 1
+            left = there - done  # at the pace so far: a link that is slower than was thought costs one block's time
+            if left * (perf_counter() - begin) / done >= self.prices.prefill(left * BLOCK):
+                self.counts["stopped"] += left > 0
+                break
         if done:
             self.prices.restored(done * self._framing.blob_bytes, perf_counter() - begin)
             self.counts["restores"] += 1

@@ -11,6 +11,7 @@ from specrouter_level.engine import Drawn, Params
 
 if TYPE_CHECKING:
     from specrouter_level.call import Call
+    from specrouter_level.checkpoint import Restore
     from specrouter_level.stream import Stream
 
 BLOCK = 64  # positions; checkpoints are made of these, a multiple of the chunk in which a bitwise level reads prompts
@@ -34,10 +35,11 @@ class Held:
     valid: int = 0
     stream: Stream | None = None  # whose calls it takes: the last one that sent any; None = it broke
     call: Call | None = None
+    used: float = 0.0  # time.perf_counter() when its last call came or ended
     fed: Sequence[int] | None = None  # what the slot will hold after the step that runs now; None = in no step
     known: dict[int, tuple[int, float]] = field(default_factory=dict)  # hash of a prefix -> its draw and confidence
     released: bool = False  # ended while in a step: free the slot when the step ends
-    restoring: bool = False  # ``fed`` comes from a checkpoint and not from a step
+    restoring: Restore | None = None  # what ``fed`` comes from, if it comes from checkpoints and not from a step
     offered: int = 0  # leading blocks that were offered to the checkpoints
 
     @property

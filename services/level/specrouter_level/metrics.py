@@ -15,10 +15,10 @@ from specrouter_telemetry.collected import Spreads
 
 KV_TEXT = (
     "Blocks written, known already, void (overwritten meanwhile), failed, delayed (full queue), evicted; lookups,"
-    " restores, declined ones (dearer than prefill); bytes and tokens."
+    " restores, declined ones (dearer than prefill), stopped ones (so from then on); bytes and tokens."
 )
 KV_EVENTS = (
-    "written", "known", "void", "failed", "delayed", "evicted", "lookups", "restores", "declined",
+    "written", "known", "void", "failed", "delayed", "evicted", "lookups", "restores", "declined", "stopped",
     "written_bytes", "restored_bytes", "restored_tokens",
 )  # fmt: skip
 
@@ -71,6 +71,7 @@ class Metrics(Collector):
             "proposals_accepted": ("Proposals equal to the level's draw.", counts.accepted),
             "busy_seconds": ("Time spent in steps.", self._busy),
             "steps_failed": ("Steps in which the engine failed.", counts.failed),
+            "expirations": ("Sequences let go of as no call came for a minute.", self._scheduler.slots.expirations),
             "evictions": ("Idle sequences that made room for others.", self._scheduler.slots.evictions),
         }
         for name, (what, value) in totals.items():

@@ -13,6 +13,7 @@ from kserve import Model, ModelServer
 from kserve.errors import ModelNotReady, ServerNotReady
 from kserve.protocol.dataplane import DataPlane
 
+from specrouter_family.tls import Tls
 from specrouter_level.drain import Drain
 from specrouter_level.scheduler import Scheduler
 
@@ -76,6 +77,7 @@ class HttpServer(ModelServer):  # type: ignore[misc]
         self,
         host: str,
         port: int,
+        tls: Tls | None,
         *,
         before: Callable[[], Awaitable[None]],
         drain: Drain,
@@ -87,6 +89,7 @@ class HttpServer(ModelServer):  # type: ignore[misc]
         logging.getLogger("kserve").addFilter(_Probes())
         self.dataplane = _Plane(model_registry=self.registered_models)
         self._host = host
+        self._context = None if tls is None else tls.context()
         self._before = before
         self._drain = drain
         self._after = after
@@ -103,7 +106,10 @@ class HttpServer(ModelServer):  # type: ignore[misc]
             asyncio.get_running_loop().add_signal_handler(number, self._drain.hurry)
         server = self._rest_server._server
         server.capture_signals = nullcontext  # uvicorn's own handlers would replace these
-        self._rest_server.config.host = self._host
+        config = self._rest_server.config
+        config.host = self._host
+        if self._context is not None:  # KServe's own settings know no client's certificates
+            config.ssl_context_factory = lambda *_: self._context
         drained = asyncio.create_task(self._drain.done(), name="drain")
         try:
             await self._before()

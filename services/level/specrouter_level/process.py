@@ -39,7 +39,8 @@ class Serving:
     grace: float  # seconds that running sequences get when the level is to end
     model: Path | None  # directory whose tokenizer routers may fetch
     checkpoints: Settings | None
-    tls: Tls | None
+    tls: Tls | None  # of the gRPC port
+    http_tls: Tls | None
 
 
 class Level:
@@ -112,7 +113,14 @@ def run(name: str, engine: Engine, worker: Worker, serving: Serving) -> int:
     except ValueError as error:  # a kv-url that is none
         log.error("cannot start level %s: %s", name, error)
         return 2
-    http = HttpServer(serving.host, serving.http_port, before=level.start, drain=level.drain, after=level.stop)
+    http = HttpServer(
+        serving.host,
+        serving.http_port,
+        serving.http_tls,
+        before=level.start,
+        drain=level.drain,
+        after=level.stop,
+    )
     for noisy in ("kserve.trace", "uvicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)  # a line per health check
     try:

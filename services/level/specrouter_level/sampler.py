@@ -56,30 +56,6 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def _mix_shift(z: Tensor, by: int) -> Tensor:
-    """z ^ (z >> by), the shift filling with zeros. int64 in and out."""
-    return z ^ ((z >> by) & ((1 << (64 - by)) - 1))
-
-
-def bits(seed: int, position: int, ids: Tensor) -> Tensor:
-    """The noise's 64 bits of every id, as int64; shape and device of ``ids`` (int64)."""
-    z = (ids + 1) * _signed(noise.GOLDEN) + _signed(noise.key(seed, position))
-    z = _mix_shift(z, 30) * _signed(noise.MIX1)
-    z = _mix_shift(z, 27) * _signed(noise.MIX2)
-    return _mix_shift(z, 31)
-
-
-def uniform(seed: int, position: int, ids: Tensor) -> Tensor:
-    """Uniforms in (0, 1), float64, bit for bit those of ``specrouter_core.noise.uniform``."""
-    top = (bits(seed, position, ids) >> 12) & ((1 << 52) - 1)
-    return (top.double() + 0.5) * 2.0**-52
-
-
-def gumbel(seed: int, position: int, ids: Tensor) -> Tensor:
-    """Gumbel noise, float64, each logarithm to one unit in the last place; shape of ``ids``."""
-    return -torch.log(-torch.log(uniform(seed, position, ids)))
-
-
 class Sampler:
     """Draws tokens for rows of logits over one vocabulary, on one device."""
 

@@ -102,18 +102,19 @@ class Scheduler:
             else:
                 self._begin(stream, message, now)
 
-    def close(self, stream: Stream) -> list[Held]:
+    def close(self, stream: Stream) -> None:
         """The stream broke: drop its calls. The sequences stay for a while, another router may come for them."""
         for call in list(stream.calls.values()):
             self._drop(call, pb.OUTCOME_SUPERSEDED)
         stream.calls.clear()
-        return self.slots.orphan(stream)
+        for held in self.slots.orphan(stream):
+            self._unrestore(held)
 
-    def forget(self, orphans: list[Held]) -> None:
-        """Release those of the sequences for which no router has come."""
-        for held in orphans:
-            if held.stream is None and self.slots.holds(held):
-                self._release(held)
+    def expire(self, seconds: float) -> None:
+        """Release the sequences for which no call has come for so long: they have moved away, or their router died."""
+        for held in self.slots.unused(perf_counter() - seconds):
+            self._release(held)
+            self.slots.expirations += 1
 
     def _begin(self, stream: Stream, message: pb.ExtendCall, now: float) -> None:
         try:
@@ -152,7 +153,7 @@ class Scheduler:
 
     def _start(self, stream: Stream, message: pb.ExtendCall, held: Held, now: float, since: int) -> None:
         held.adopt(message.base, list(message.suffix))
-        held.stream = stream
+        held.stream, held.used = stream, now
         call = Call(
             number=message.call,
             stream=stream,
@@ -174,12 +175,13 @@ class Scheduler:
             self.counts.proposed += len(call.rest)
         if not call.score and not call.probe:
             self._recall(call)
-        if self.checkpoints is not None and held.call is call and held.fed is None and self.checkpoints.wanted(held):
-            held.restoring, held.fed = True, ()
+        if self.checkpoints is not None and held.call is call and held.fed is None:
+            held.restoring = self.checkpoints.wanted(held)
+            held.fed = () if held.restoring else None
 
     def restored(self, held: Held) -> None:
         """What was wanted of the checkpoints has come, or will not; ``fed`` is what the slot holds now."""
-        held.restoring = False
+        held.restoring = None
         if held.released:
             self.slots.reclaim(held)
         else:
@@ -208,6 +210,11 @@ class Scheduler:
         if held.call is not None:
             self._end(held.call, pb.OUTCOME_SUPERSEDED, "released")
         self.slots.release(held)
+        self._unrestore(held)
+
+    def _unrestore(self, held: Held) -> None:
+        if self.checkpoints is not None and held.restoring is not None:
+            self.checkpoints.abandon(held.restoring)
 
     # Replies out.
 
@@ -218,7 +225,7 @@ class Scheduler:
     def _drop(self, call: Call, outcome: pb.Outcome.ValueType) -> None:
         self._live.pop(call, None)
         if call.held.call is call:
-            call.held.call = None
+            call.held.call, call.held.used = None, perf_counter()
         self._count(outcome)
 
     def _count(self, outcome: pb.Outcome.ValueType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from specrouter_family import tls
-from specrouter_level import checkpoint_settings
-from specrouter_level.engine import Engine
+from specrouter_family.tls import Tls
+from specrouter_level import checkpoint_settings, engines
 from specrouter_level.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -66,9 +67,28 @@ class KvCodec(StrEnum):
     INT8 = "int8"
 
 
+class Port(StrEnum):
+    """Whether a port speaks TLS."""
+
+    OFF = "off"
+    SERVER = "server"  # only the level shows a certificate: what Kubernetes' probes can do
+    MUTUAL = "mutual"
+
+
 def _option(name: str, text: str, low: float | None = None, high: float | None = None) -> Any:
     variable = "SPECROUTER_LEVEL_" + name.upper().replace("-", "_")
     return typer.Option(f"--{name}", help=text, envvar=variable, min=low, max=high)
+
+
+Cert = Annotated[Path | None, _option("tls-cert", "PEM certificate of the ports.")]
+ClientCa = Annotated[
+    Path | None, _option("tls-client-ca", "PEM authority whose certificates clients must have (mTLS).")
+]
+Drain = Annotated[float, _option("drain-seconds", "Running sequences get so long to move at the end.", 0, 3600)]
+HttpTls = Annotated[Port, _option("http-tls", "The HTTP port with the certificate, or as the gRPC port with mTLS.")]
+KeyFile = Annotated[Path | None, _option("kv-key-file", "Tenant's key: signs KV and hides its names.")]
+Kv = Annotated[KvPolicy, _option("kv-checkpoints", "Write KV to Redis: of prompts, or all (torch).")]
+Quantized = Annotated[Quantization, _option("quantization", "Of the weights (torch).")]
 
 
 @app.command()
@@ -81,7 +101,7 @@ def serve(  # noqa: PLR0913  # the command line's options
     host: Annotated[str, _option("host", "Address to listen on.")] = "127.0.0.1",
     model: Annotated[Path | None, _option("model", "Directory of the weights (torch).")] = None,
     dtype: Annotated[Dtype, _option("dtype", "What the model computes in (torch).")] = Dtype.FLOAT32,
-    quantization: Annotated[Quantization, _option("quantization", "Of the weights (torch).")] = Quantization.NONE,
+    quantization: Quantized = Quantization.NONE,
     device: Annotated[str, _option("device", "cpu or cuda:0 (torch).")] = "cpu",
     threads: Annotated[int, _option("threads", "CPU threads (torch); 0 = all.", low=0, high=1024)] = 0,
     max_length: Annotated[int, _option("max-length", "Tokens of one sequence.", low=2, high=1 << 20)] = 2048,
@@ -90,130 +110,54 @@ def serve(  # noqa: PLR0913  # the command line's options
     exactness: Annotated[Exactness, _option("exactness", "shape or bitwise (torch).")] = Exactness.SHAPE,
     agreement: Annotated[float, _option("agreement", "With the target's draws (stub).", low=0, high=1)] = 1.0,
     step_ms: Annotated[str, _option("step-ms", 'Cost of a step: "rows:ms,..." (stub).')] = "",
-    drain_seconds: Annotated[
-        float, _option("drain-seconds", "Running sequences get so long to move when the level is to end.", 0, 3600)
-    ] = 10.0,
-    kv_checkpoints: Annotated[
-        KvPolicy, _option("kv-checkpoints", "Write KV to Redis: of prompts, or all (torch).")
-    ] = KvPolicy.OFF,
+    drain_seconds: Drain = 10.0,
+    kv_checkpoints: Kv = KvPolicy.OFF,
     kv_url: Annotated[str, _option("kv-url", "Redis for KV checkpoints.")] = "",
     kv_codec: Annotated[KvCodec, _option("kv-codec", "How KV is written.")] = KvCodec.EXACT,
     kv_budget_mib: Annotated[int, _option("kv-budget-mib", "Of KV in Redis, for this level.", 1, 1 << 24)] = 1024,
-    kv_key_file: Annotated[Path | None, _option("kv-key-file", "Tenant's key: signs KV and hides its names.")] = None,
-    tls_cert: Annotated[Path | None, _option("tls-cert", "PEM certificate of the gRPC port.")] = None,
-    tls_key: Annotated[Path | None, _option("tls-key", "PEM key of the gRPC port.")] = None,
-    tls_client_ca: Annotated[
-        Path | None, _option("tls-client-ca", "PEM authority whose certificates clients must have (mTLS).")
-    ] = None,
+    kv_key_file: KeyFile = None,
+    tls_cert: Cert = None,
+    tls_key: Annotated[Path | None, _option("tls-key", "Its PEM key.")] = None,
+    tls_client_ca: ClientCa = None,
+    http_tls: HttpTls = Port.OFF,
 ) -> None:
     """Serve one level: LevelService on the gRPC port, health and metrics on the HTTP port."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     worker = Worker()
+    size = engines.Size(max_length, slots, max_rows)
+    bits = exactness if engine is EngineName.TORCH else ""
     try:
-        checkpoints = checkpoint_settings.of(
-            kv_checkpoints,
-            kv_url,
-            kv_codec,
-            kv_budget_mib,
-            kv_key_file,
-            exactness if engine is EngineName.TORCH else "",
-        )
+        checkpoints = checkpoint_settings.of(kv_checkpoints, kv_url, kv_codec, kv_budget_mib, kv_key_file, bits)
         secured = tls.of(tls_cert, tls_key, tls_client_ca)
-        if secured is not None:
-            secured.credentials()  # what is wrong with them is said before the model is loaded
+        http = _http(secured, http_tls)
         if engine is EngineName.TORCH:
-            if model is None or not model.is_dir():  # said before torch is loaded, which takes seconds
-                raise ValueError(f"model: the torch engine needs the directory of the weights, got {model}")
-            made = _torch(
-                worker,
-                model,
-                dtype=dtype,
-                quantization=quantization,
-                device=device,
-                threads=threads,
-                max_length=max_length,
-                slots=slots,
-                max_rows=max_rows,
-                exactness=exactness,
-            )
+            how = engines.Computing(dtype, quantization, device, threads, exactness)
+            made = engines.torch(worker, model, how, size)
         elif engine is EngineName.STUB:
-            made = _stub(name, agreement, step_ms, max_length=max_length, slots=slots, max_rows=max_rows)
+            made = engines.stub(name, agreement, step_ms, size)
         else:
-            made = _ngram(max_length=max_length, slots=slots, max_rows=max_rows)
+            made = engines.ngram(size)
     except (ValueError, OSError) as error:
         log.error("cannot start level %s: %s", name, error)
         raise typer.Exit(2) from error
     from specrouter_level.process import Serving, run  # noqa: PLC0415  # kserve takes a second; errors come first
 
-    serving = Serving(
-        host=host,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        grace=drain_seconds,
-        model=model if engine is EngineName.TORCH else None,
-        checkpoints=checkpoints,
-        tls=secured,
-    )
+    tokens = model if engine is EngineName.TORCH else None
+    serving = Serving(host, http_port, grpc_port, drain_seconds, tokens, checkpoints, secured, http)
     raise typer.Exit(run(name, made, worker, serving))
 
 
-def _stub(name: str, agreement: float, step_ms: str, *, max_length: int, slots: int, max_rows: int) -> Engine:
-    from specrouter_level import stub  # noqa: PLC0415
-
-    return stub.StubEngine(
-        name=name,
-        agreement=agreement,
-        costs=stub.curve(step_ms),
-        max_length=max_length,
-        slots=slots,
-        max_rows=max_rows,
-    )
-
-
-def _ngram(*, max_length: int, slots: int, max_rows: int) -> Engine:
-    from specrouter_level.ngram import NgramEngine  # noqa: PLC0415
-
-    return NgramEngine(max_length=max_length, slots=slots, max_rows=max_rows)
-
-
-def _torch(  # noqa: PLR0913
-    worker: Worker,
-    model: Path,
-    *,
-    dtype: str,
-    quantization: str,
-    device: str,
-    threads: int,
-    max_length: int,
-    slots: int,
-    max_rows: int,
-    exactness: str,
-) -> Engine:
-    def made() -> Engine:
-        from specrouter_level import reproducible  # noqa: PLC0415
-
-        count = reproducible.prepare(threads)
-        from specrouter_level.torch_engine import load  # noqa: PLC0415  # imports torch, whose settings must stand first
-
-        return load(
-            model,
-            dtype=dtype,
-            quantization=quantization,
-            device=device,
-            threads=count,
-            max_length=max_length,
-            slots=slots,
-            max_rows=max_rows,
-            exactness=exactness,
-            progress=_progress,
-        )
-
-    return worker.ask(made)
-
-
-def _progress(part: str, done: float) -> None:
-    if done in (0.0, 1.0):
-        log.info("%s: %s", part, "done" if done else "started")
+def _http(secured: Tls | None, wanted: Port) -> Tls | None:
+    """The HTTP port's certificates. Raises ValueError for files that can't be used, before a model is loaded."""
+    if secured is not None:
+        secured.credentials()
+    if wanted is Port.OFF:
+        return None
+    if secured is None:
+        raise ValueError("tls-cert: needed with http-tls")
+    if wanted is Port.MUTUAL and secured.client_ca is None:
+        raise ValueError("tls-client-ca: needed with http-tls mutual")
+    return secured if wanted is Port.MUTUAL else replace(secured, client_ca=None)
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ Files = grpc.aio.ServicerContext[bytes, pb.TokenizerFile]
 SERVICE = "specrouter.v1.LevelService"
 END_SECONDS = 3.0  # running calls may take so long to end when the server stops
 JOIN_SECONDS = 0.5  # and the engine's last step so long after that
-ORPHAN_SECONDS = 60.0  # so long the sequences of a broken stream are kept for another router, if nobody needs the room
+IDLE_SECONDS = 60.0  # a sequence without a call for so long is let go of, if nobody needed the room before
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.max_send_message_length", 16 << 20),
@@ -67,6 +67,7 @@ class LevelServer:
         self._tls = tls
         self.drain = drain or Drain(scheduler)
         self._closing = asyncio.Event()
+        self._sweeper: asyncio.Task[None] | None = None
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=256)
         handlers = {
             # A message that cannot be parsed is None here, so that it ends its stream with a clear status.
@@ -93,14 +94,23 @@ class LevelServer:
             raise OSError(f"cannot listen on {address}") from error
         self._driver.start()
         await self._server.start()
+        self._sweeper = asyncio.create_task(self._sweep(), name="idle sequences")
         return port
 
     async def stop(self) -> None:
         """Take no more calls, let running ones end, close the streams. At most a few seconds."""
         self._scheduler.draining = self._scheduler.closed = True
         self._closing.set()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
         await self._server.stop(END_SECONDS)
         self._driver.stop(JOIN_SECONDS)
+
+    async def _sweep(self) -> None:
+        """Who has moved to another replica, or whose router is gone, says nothing: let go of it."""
+        while True:
+            await asyncio.sleep(IDLE_SECONDS / 4)
+            self._scheduler.expire(IDLE_SECONDS)
 
     async def _describe(self, _request: bytes, _context: object) -> pb.DescribeResponse:
         return describe(self._name, self._info, self._scheduler.draining)
@@ -142,8 +152,7 @@ class LevelServer:
                     return
         finally:
             self.drain.streams.discard(stream)
-            if orphans := self._scheduler.close(stream):
-                asyncio.get_running_loop().call_later(ORPHAN_SECONDS, self._scheduler.forget, orphans)
+            self._scheduler.close(stream)
             reader.cancel()
             closing.cancel()
 

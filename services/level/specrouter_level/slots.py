@@ -19,6 +19,7 @@ class Slots:
         self._free = list(range(count - 1, -1, -1))
         self._held: OrderedDict[str, Held] = OrderedDict()  # least recently called first
         self.evictions = 0
+        self.expirations = 0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -48,9 +49,9 @@ class Slots:
             self._held.move_to_end(sequence)
         return held
 
-    def holds(self, held: Held) -> bool:
-        """Whether this is still what is held of its sequence."""
-        return self._held.get(held.sequence) is held
+    def unused(self, since: float) -> list[Held]:
+        """Idle sequences for which no call has come since then, by time.perf_counter()."""
+        return [held for held in self._held.values() if held.idle and held.used < since]
 
     def take(self, sequence: str, epoch: int, params: Params) -> Held | None:
         """A slot for a sequence that is not held; None when every slot is busy."""
