@@ -14,12 +14,16 @@ out. Another that learns nothing makes the same texts once with each static plan
 - worst_vs_alone: adaptive over the target alone, the worst phase.
 - vs_best_single_static: time of the best static plan over all phases, over the adaptive one's (equal tokens in each).
 - prediction_error_median: of the predicted time per token, each over 50 rounds of a chain (the router's own count).
-- three_vs_two_*, overlap_vs_lockstep_*: the best pinned plans of a small grid at 0.3, 1 and 5 ms a hop (``--hops``).
+- three_vs_two_*, overlap_vs_lockstep_*: the best pinned plans of a small grid at 0.3, 1 and 5 ms a hop (``--hops``);
+  three_vs_draft_target_*: over the best of draft + target alone, as *two* may be mid + target.
 - identical: every text of every run equals the target's alone.
 
-Results are written after each phase; what is left out of a run (``--no-phases``, no ``--hops``) is kept as it was.
+A phase's plans within 10 % of its best, and the target alone, are measured once more, and the mean counts: else the
+least of a dozen would be the luckiest. static_noise: the largest deviation of one measurement from its mean.
 
-    .venv/bin/python benchmarks/adaptive.py [--family stub] [--seconds 10] [--hops 0.3 1 5]
+Results are written after each phase; what is left out of a run (``--parts``, ``--phases``, no ``--hops``) is kept.
+
+    .venv/bin/python benchmarks/adaptive.py [--family stub] [--seconds 10] [--hops 0.3 1 5] [--parts adaptive]
 """
 
 from __future__ import annotations
@@ -31,9 +35,10 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +58,15 @@ CURVES = {
     "target": "1:35,16:40,32:70,64:135,128:265,256:525",
 }
 TOKENS = 32
-DEMO_TOKENS = 64
+DEMO_TOKENS = 48
+DEMO_TEXTS = 2  # easy, and as many hard
 TEXTS = 3  # of one sequence at a time
 HOP_TEXTS = 4
 WINDOWS = (2, 4, 8)
 NATURAL_HOP_MS = 0.3  # of loopback, one way, about
 REPLICA = "a replica added"
+NEAR = 1.10  # of the best: worth measuring again
+REPEATS = 1
 
 
 @dataclass(frozen=True)
@@ -91,24 +99,70 @@ PHASES = (
 )
 
 
-@dataclass
-class Seen:
-    """What one phase gave."""
+class Sheet:
+    """All that was measured, by row and phase; as NAME.json has it, and goes back to it after each phase."""
 
-    phase: Phase
-    adaptive: float = 0.0  # ms per token
-    settled: float = 0.0  # in the second half
-    statics: dict[str, float] = field(default_factory=dict)
-    chains: dict[str, int] = field(default_factory=dict)  # tokens of the adaptive's second half by chain
-    switches: int = 0
-    rounds: int = 0
-    error: float | None = None
-    identical: bool = True
+    def __init__(self, name: str, plans: Sequence[str], phases: Sequence[str]) -> None:
+        self.name = name
+        self._plans = plans
+        self._phases = phases
+        self._path = results.FOLDER / f"{name}.json"
+        old = (
+            json.loads(self._path.read_text(encoding="utf-8")) if self._path.is_file() else {"rows": [], "summary": {}}
+        )
+        self.rows: dict[str, dict[str, float]] = {
+            row["plan"]: {phase: row[phase] for phase in phases if phase in row} for row in old["rows"]
+        }
+        self.crossed: dict[str, float] = {
+            key: x for key, x in old["summary"].items() if key.startswith(("three_", "overlap_"))
+        }
 
-    @property
-    def best(self) -> str:
+    def put(self, phase: str, found: Mapping[str, float]) -> None:
+        """One phase's values, by row."""
+        for row, value in found.items():
+            self.rows.setdefault(row, {})[phase] = round(value, 4)
+
+    def best(self, phase: str) -> str:
         """The best static plan."""
-        return min(self.statics, key=lambda name: self.statics[name])
+        return min(self._plans, key=lambda plan: self.rows[plan][phase])
+
+    def write(self) -> None:
+        """The table, the plot and the JSON, of the phases that have all."""
+        needed = [*self._plans, "static noise", "adaptive", "rounds"]
+        names = [name for name in self._phases if all(name in self.rows.get(row, {}) for row in needed)]
+        if names:
+            self._write(names)
+        else:
+            results.write(self.name, self._table(), self.crossed)
+
+    def _table(self) -> list[dict[str, Any]]:
+        return [{"plan": plan, **{p: row[p] for p in self._phases if p in row}} for plan, row in self.rows.items()]
+
+    def _write(self, names: Sequence[str]) -> None:
+        rows, best = self.rows, [self.rows[self.best(name)][name] for name in names]
+        ours, settled = rows["adaptive"], rows["adaptive, settled"]
+        errors = [rows["prediction error"][name] for name in names if name in rows.get("prediction error", {})]
+        summary: dict[str, float] = {
+            "worst_phase_vs_best_static": max(ours[n] / least for n, least in zip(names, best, strict=True)),
+            "worst_settled_vs_best_static": max(settled[n] / least for n, least in zip(names, best, strict=True)),
+            "worst_vs_alone": max(ours[n] / rows["alone"][n] for n in names),
+            "vs_best_single_static": min(sum(rows[plan][n] for n in names) for plan in self._plans)
+            / sum(ours[n] for n in names),
+            "static_noise": max(rows["static noise"][n] for n in names),
+            "prediction_error_median": statistics.median(errors) if errors else 1.0,
+            "switches_per_1000_rounds": 1000
+            * sum(rows["switches"][n] for n in names)
+            / max(sum(rows["rounds"][n] for n in names), 1),
+            "identical": min(min(rows["identical"][n], rows["static identical"][n]) for n in names),
+        }
+        results.write(self.name, self._table(), {**{key: round(x, 3) for key, x in summary.items()}, **self.crossed})
+        series = {
+            "adaptive": [ours[name] for name in names],
+            "best static of the phase": best,
+            "target alone": [rows["alone"][name] for name in names],
+        }
+        plot = bars("Milliseconds per token", names, series)
+        (results.FOLDER / f"{self.name}.svg").write_text(plot, encoding="utf-8")
 
 
 def grid() -> dict[str, dict[str, Any]]:
@@ -127,64 +181,79 @@ def pin(chain: Sequence[str], windows: Sequence[int], mode: str, lookahead: int,
 class Contest:
     """One adaptive router and one that learns nothing, before the same levels."""
 
-    def __init__(self, adaptive: str, fixed: str, plans: Mapping[str, dict[str, Any]], seconds: float) -> None:
-        self.adaptive = adaptive
-        self.fixed = fixed
+    def __init__(
+        self, world: World, sheet: Sheet, plans: Mapping[str, dict[str, Any]], args: argparse.Namespace
+    ) -> None:
+        self.sheet = sheet
         self.plans = plans
-        self.seconds = seconds
+        self.parts = args.parts
+        self.seconds = args.seconds
+        self.fixed = world.router("fixed")
+        self.adaptive = world.router("adaptive") if "adaptive" in args.parts else ""
         self.want: dict[int, list[int]] = {}
+        self._console = Console(stderr=True)
+        self._found: dict[tuple[Any, ...], dict[str, float]] = {}  # of the static plans, by world and texts
 
-    def learn(self, requests: Requests, together: int) -> None:
-        """What the texts must be."""
+    def run(self, phase: Phase, requests: Requests) -> None:
+        """A whole phase."""
         missing = {number: request for number, request in requests.items() if number not in self.want}
-        if missing:
-            self.want |= asyncio.run(draw(self.fixed, missing, together, self.plans["alone"]))[1]
+        if missing:  # what the texts must be
+            self.want |= asyncio.run(draw(self.fixed, missing, phase.together, self.plans["alone"]))[1]
+        if "adaptive" in self.parts:
+            self.sheet.put(phase.name, self.live(requests, phase.together))
+        if "static" in self.parts:
+            same = phase.world, tuple(requests)
+            if same not in self._found:
+                self._found[same] = self.still(requests, phase.together)
+            self.sheet.put(phase.name, self._found[same])
+        self.sheet.write()
 
-    def live(self, requests: Requests, seen: Seen) -> None:
+    def live(self, requests: Requests, together: int) -> dict[str, float]:
         """The adaptive router's part of a phase."""
         begin = time.monotonic()
-        passes = []
+        passes: list[tuple[float, float]] = []
+        count: Counter[str] = Counter()
+        chains: Counter[str] = Counter()
+        identical = True
         while time.monotonic() - begin < self.seconds or len(passes) < 2:
-            ms, got, accounts = asyncio.run(draw(self.adaptive, requests, seen.phase.together, {}))
-            passes.append((time.monotonic() - begin, ms, accounts))
-            seen.identical &= all(got[number] == self.want[number] for number in got)
-        half = [entry for entry in passes if entry[0] > passes[-1][0] / 2]
-        seen.adaptive = statistics.mean(ms for _, ms, _ in passes)
-        seen.settled = statistics.mean(ms for _, ms, _ in half)
-        for at, _, accounts in passes:
+            ms, got, accounts = asyncio.run(draw(self.adaptive, requests, together, {}))
+            passes.append((time.monotonic() - begin, ms))
+            identical &= all(got[number] == self.want[number] for number in got)
             for account in accounts:
-                seen.switches += account["switches"]
-                seen.rounds += account["rounds"]
-                for chain in account["chains"] if at > passes[-1][0] / 2 else ():
-                    name = f"{'+'.join(chain['levels'])} {chain['mode']}"
-                    seen.chains[name] = seen.chains.get(name, 0) + chain["tokens"]
-
-    def still(self, requests: Requests, seen: Seen) -> None:
-        """The static plans' part."""
-        for name, ours in self.plans.items():
-            seen.statics[name], got, _ = asyncio.run(draw(self.fixed, requests, seen.phase.together, ours))
-            seen.identical &= all(got[number] == self.want[number] for number in got)
-
-    def run(self, phase: Phase, requests: Requests, before: Sequence[Seen], console: Console) -> Seen:
-        """A whole phase."""
-        self.learn(requests, phase.together)
-        seen = Seen(phase)
-        self.live(requests, seen)
+                count.update(switches=account["switches"], rounds=account["rounds"])
+                for chain in account["chains"]:
+                    chains[f"{'+'.join(chain['levels'])} {chain['mode']}"] += chain["tokens"]
         found = status(self.adaptive)
-        seen.error = found["prediction_error_median"]
-        same = next((old for old in before if old.phase.world == phase.world), None)
-        if same is None:
-            self.still(requests, seen)
-        else:
-            seen.statics = same.statics
-        console.print(found["plans"][:4], highlight=False)
-        console.print(
-            f"{phase.name}: adaptive {seen.adaptive:.1f} (settled {seen.settled:.1f}), "
-            f"best static {seen.statics[seen.best]:.1f} ({seen.best}), alone {seen.statics['alone']:.1f} ms; "
-            f"{seen.switches} switches in {seen.rounds} rounds, error {seen.error}; {seen.chains}",
-            highlight=False,
-        )
-        return seen
+        self._console.print(found["plans"][:4], dict(chains), highlight=False)
+        values = {
+            "adaptive": statistics.mean(ms for _, ms in passes),
+            "adaptive, settled": statistics.mean(ms for at, ms in passes if at > passes[-1][0] / 2),
+            "identical": float(identical),
+            **count,
+        }
+        error = found["prediction_error_median"]
+        return values if error is None else {**values, "prediction error": error}
+
+    def still(self, requests: Requests, together: int) -> dict[str, float]:
+        """The static plans' part."""
+        seen: dict[str, list[float]] = {name: [] for name in self.plans}
+        identical = True
+
+        def measure(names: Iterable[str]) -> None:
+            nonlocal identical
+            for name in names:
+                ms, got, _ = asyncio.run(draw(self.fixed, requests, together, self.plans[name]))
+                seen[name].append(ms)
+                identical &= all(got[number] == self.want[number] for number in got)
+
+        measure(self.plans)
+        least = min(ms for (ms,) in seen.values())
+        near = [name for name, (ms,) in seen.items() if ms <= NEAR * least or name == "alone"]
+        for _ in range(REPEATS):
+            measure(near)
+        means = {name: statistics.mean(ms) for name, ms in seen.items()}
+        noise = max(abs(ms / means[name] - 1) for name in near for ms in seen[name])
+        return {**means, "static noise": noise, "static identical": float(identical)}
 
 
 async def hops(world: World, hop_ms: float) -> dict[str, float]:
@@ -193,8 +262,8 @@ async def hops(world: World, hop_ms: float) -> dict[str, float]:
     addresses = dict(zip(world.addresses, [[await delay.start()] for delay in delays], strict=True))
     url = await asyncio.to_thread(world.router, "fixed", addresses if hop_ms > NATURAL_HOP_MS else world.addresses)
     kinds: dict[str, list[dict[str, Any]]] = {
-        "two": [pin(["draft", "target"], [8, 8], "overlapped", n, [1, 3]) for n in (8, 12)]
-        + [pin(["mid", "target"], [8, 8], "overlapped", 12, [1, 2])],
+        "draft_target": [pin(["draft", "target"], [8, 8], "overlapped", n, [1, 3]) for n in (8, 12)],
+        "mid_target": [pin(["mid", "target"], [8, 8], "overlapped", n, [1, 2]) for n in (8, 12)],
         "three": [
             pin(["draft", "mid", "target"], [8, 8, 8], "overlapped", n, least)
             for n, least in itertools.product((12, 16), ([1, 2, 2], [1, 4, 1]))
@@ -204,7 +273,7 @@ async def hops(world: World, hop_ms: float) -> dict[str, float]:
     best = {}
     for kind, plans in kinds.items():
         best[kind] = min([(await draw(url, texts(range(HOP_TEXTS), TOKENS), 1, plan))[0] for plan in plans])
-    return best
+    return {**best, "two": min(best["draft_target"], best["mid_target"])}
 
 
 def status(url: str) -> dict[str, Any]:
@@ -212,10 +281,9 @@ def status(url: str) -> dict[str, Any]:
     return found
 
 
-def stub_phases(args: argparse.Namespace, world: World, console: Console) -> Iterator[Seen]:
+def stub_phases(args: argparse.Namespace, world: World, sheet: Sheet) -> None:
     """The phases on stub levels, one after the other."""
-    contest = Contest(world.router("adaptive"), world.router("fixed"), grid(), args.seconds)
-    before: list[Seen] = []
+    contest = Contest(world, sheet, grid(), args)
     for phase in PHASES:
         if args.phases and phase.name not in args.phases:
             continue
@@ -223,9 +291,7 @@ def stub_phases(args: argparse.Namespace, world: World, console: Console) -> Ite
         world.become("mid", phase.mid, phase.slowdown)
         if phase.name == REPLICA:
             world.add_replica("target")
-        requests = texts(range(max(TEXTS, phase.together)), TOKENS)
-        before.append(contest.run(phase, requests, before, console))
-        yield before[-1]
+        contest.run(phase, texts(range(max(TEXTS, phase.together)), TOKENS))
 
 
 @contextmanager
@@ -241,22 +307,20 @@ def stub_world() -> Iterator[World]:
 
 def stub(args: argparse.Namespace, console: Console) -> None:
     """Phases and hops on stub levels."""
-    everything: list[Seen] = []
+    sheet = Sheet("adaptive", list(grid()), [phase.name for phase in PHASES])
     with stub_world() as world:
-        if not args.no_phases:
-            for seen in stub_phases(args, world, console):
-                everything.append(seen)
-                report("adaptive", everything)
+        if args.parts:
+            stub_phases(args, world, sheet)
         world.become("draft", 0.65)
         world.become("mid", 0.82)
-        crossed: dict[str, float] = {}
         for hop in args.hops:
             best = asyncio.run(hops(world, hop))
             label = f"{hop:g}".replace("0.", "0")
-            crossed[f"three_vs_two_{label}"] = round(best["two"] / best["three"], 3)
-            crossed[f"overlap_vs_lockstep_{label}"] = round(best["lockstep"] / best["three"], 3)
+            for kind in ("two", "draft_target"):
+                sheet.crossed[f"three_vs_{kind}_{label}"] = round(best[kind] / best["three"], 3)
+            sheet.crossed[f"overlap_vs_lockstep_{label}"] = round(best["lockstep"] / best["three"], 3)
             console.print(f"hop {hop} ms: {best}", highlight=False)
-            extend("adaptive", crossed)
+            sheet.write()
 
 
 def demo_requests(prompts: Sequence[str], first: int) -> Requests:
@@ -298,9 +362,9 @@ def demo_world() -> Iterator[World]:
             world.close()
 
 
-def demo(args: argparse.Namespace, console: Console) -> None:
+def demo(args: argparse.Namespace) -> None:
     """The phases on the demo family."""
-    easy, hard = demo_requests(LONG, 0), demo_requests(SHORT, 10)
+    easy, hard = demo_requests(LONG[:DEMO_TEXTS], 0), demo_requests(SHORT[:DEMO_TEXTS], 10)
     both = {**easy, **hard}
     phases = (
         (Phase("easy text"), easy),
@@ -309,13 +373,12 @@ def demo(args: argparse.Namespace, console: Console) -> None:
         (Phase("load 4", together=4), both),
         (Phase("easy text again"), easy),
     )
-    everything: list[Seen] = []
+    sheet = Sheet("adaptive-demo", list(demo_grid()), [phase.name for phase, _ in phases])
     with demo_world() as world:
-        contest = Contest(world.router("adaptive"), world.router("fixed"), demo_grid(), args.seconds)
+        contest = Contest(world, sheet, demo_grid(), args)
         for phase, requests in phases:
             if not args.phases or phase.name in args.phases:
-                everything.append(contest.run(phase, requests, [], console))
-                report("adaptive-demo", everything)
+                contest.run(phase, requests)
 
 
 def main() -> None:
@@ -323,57 +386,14 @@ def main() -> None:
     parser.add_argument("--family", choices=("stub", "demo"), default="stub")
     parser.add_argument("--seconds", type=float, default=10.0, help="of the adaptive router in each phase")
     parser.add_argument("--phases", nargs="*", help="only these")
-    parser.add_argument("--no-phases", action="store_true", help="only the hops")
+    parser.add_argument("--parts", nargs="*", choices=("adaptive", "static"), default=["adaptive", "static"])
     parser.add_argument("--hops", type=float, nargs="*", default=[], help="milliseconds one way, for example 0.3 1 5")
     args = parser.parse_args()
     console = Console(stderr=True)
     if args.family == "stub":
         stub(args, console)
     else:
-        demo(args, console)
-
-
-def extend(name: str, summary: Mapping[str, float]) -> None:
-    """Put figures into the results that there are."""
-    path = results.FOLDER / f"{name}.json"
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": [], "summary": {}}
-    results.write(name, old["rows"], {**old["summary"], **summary})
-
-
-def report(name: str, everything: Sequence[Seen]) -> None:
-    """The table, the plot and the JSON, as far as the phases have come."""
-    rows: list[dict[str, Any]] = [
-        {"plan": "adaptive", **{seen.phase.name: round(seen.adaptive, 2) for seen in everything}},
-        {"plan": "adaptive, settled", **{seen.phase.name: round(seen.settled, 2) for seen in everything}},
-    ]
-    plans = list(everything[0].statics)
-    for plan in plans:
-        rows.append({"plan": plan, **{seen.phase.name: round(seen.statics[plan], 2) for seen in everything}})
-    single = min(sum(seen.statics[plan] for seen in everything) for plan in plans)
-    errors = [seen.error for seen in everything if seen.error is not None]
-    summary: dict[str, float] = {
-        "worst_phase_vs_best_static": max(seen.adaptive / seen.statics[seen.best] for seen in everything),
-        "worst_settled_vs_best_static": max(seen.settled / seen.statics[seen.best] for seen in everything),
-        "worst_vs_alone": max(seen.adaptive / seen.statics["alone"] for seen in everything),
-        "vs_best_single_static": single / sum(seen.adaptive for seen in everything),
-        "prediction_error_median": statistics.median(errors) if errors else 1.0,
-        "switches_per_1000_rounds": 1000
-        * sum(seen.switches for seen in everything)
-        / max(sum(seen.rounds for seen in everything), 1),
-        "identical": float(all(seen.identical for seen in everything)),
-    }
-    path = results.FOLDER / f"{name}.json"
-    old = json.loads(path.read_text(encoding="utf-8"))["summary"] if path.is_file() else {}
-    kept = {key: value for key, value in old.items() if "_vs_two_" in key or "_vs_lockstep_" in key}
-    results.write(name, rows, {**{key: round(value, 3) for key, value in summary.items()}, **kept})
-    series = {
-        "adaptive": [seen.adaptive for seen in everything],
-        "best static of the phase": [seen.statics[seen.best] for seen in everything],
-        "target alone": [seen.statics["alone"] for seen in everything],
-    }
-    (results.FOLDER / f"{name}.svg").write_text(
-        bars("Milliseconds per token", [seen.phase.name for seen in everything], series), encoding="utf-8"
-    )
+        demo(args)
 
 
 if __name__ == "__main__":

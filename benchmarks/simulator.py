@@ -12,9 +12,10 @@ Then, per chain and per load (1, 4, 16 sequences), mean time per token of both. 
 over 1 to 256 replicas of each level; router_us_per_round is the real time that machines and planners took in the
 simulation, for each round (a commit of some tokens). With adaptive plans the chains differ with the load of a replica,
 and a chain of more levels has more replies in a round; so the growth is also measured with one pinned plan, from
-which the router learns all the same. Table: what it takes to plan, by levels and loads.
+which the router learns all the same. Table: what it takes to plan, by levels and loads. Hops: the best overlapped plan
+of a fine grid for each chain, at 0.3, 1 and 5 ms one way, all in simulated time (only on request).
 
-    .venv/bin/python benchmarks/simulator.py [--part real growth table] [--repeats 2]
+    .venv/bin/python benchmarks/simulator.py [--part real growth table hops] [--repeats 2]
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import itertools
 import statistics
 import tempfile
 import time
@@ -47,6 +49,7 @@ from specrouter_family.family import Family
 from specrouter_local import weights
 from specrouter_local.launch import Launcher, Wanted, prepare
 
+PARTS = ("real", "growth", "table", "hops")
 TOKENS = {1: 300, 4: 150, 16: 100}  # by sequences at once
 PLANS = (
     Plan(("target",), (8,)),
@@ -254,9 +257,35 @@ def table() -> tuple[list[dict], dict]:
     return rows, {"table_ms_5_levels": max(row["median_ms"] for row in rows if row["levels"] == 5)}
 
 
+def crossed() -> tuple[list[dict], dict]:
+    """One row per hop: milliseconds per token of each chain's best plan, with lookahead and waits from a fine grid."""
+    texts = [Arrival(0.0, 48, prompt=4, text=text) for text in range(12)]
+    rows: list[dict] = []
+    for hop in (0.3, 1.0, 5.0):
+        row: dict[str, float | str] = {"hop_ms": hop}
+        for chain in (("draft", "target"), ("mid", "target"), ("draft", "mid", "target")):
+            found: list[tuple[float, Plan]] = []
+            for lookahead, *waits in itertools.product((8, 12, 16, 24), *[(1, 2, 3, 4, 6)] * (len(chain) - 1)):
+                plan = Plan(chain, (8, *[16] * (len(chain) - 1)), lookahead, True, (1, *waits))
+                levels = [SimLevel(name, Curve.of(COSTS[name]), AGREEMENT[name]) for name in chain]
+                done = [out for text in texts for out in Simulator(levels, Policy(plan), hop=hop / 1000).run([text])]
+                found.append((1000 * statistics.mean(out.per_token for out in done), plan))
+            least, plan = min(found, key=lambda entry: entry[0])
+            row["+".join(chain)] = round(least, 2)
+            row[f"{'+'.join(chain)} plan"] = f"lookahead {plan.lookahead}, least {plan.least[1:]}"
+        rows.append(row)
+    ratios = {
+        f"three_vs_two_{row['hop_ms']:g}".replace("0.", "0"): round(
+            min(float(row["draft+target"]), float(row["mid+target"])) / float(row["draft+mid+target"]), 3
+        )
+        for row in rows
+    }
+    return rows, ratios
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=("real", "growth", "table"), default=["real", "growth", "table"])
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=PARTS[:3])
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     if "real" in args.part:
@@ -266,6 +295,8 @@ def main() -> None:
         results.write("growth", *growth())
     if "table" in args.part:
         results.write("table", *table())
+    if "hops" in args.part:
+        results.write("hops", *crossed())
 
 
 if __name__ == "__main__":

@@ -29,6 +29,14 @@ def _wait(urls: Sequence[str], processes: Sequence[Process]) -> None:
         raise SystemExit("the mesh did not come up")
 
 
+def _ready(url: str, name: str) -> int:
+    """Replicas of a level that a router can use."""
+    levels = httpx.get(f"{url}/v1/status", timeout=10, trust_env=False).json()["levels"]
+    return sum(
+        replica["state"] == "ready" for level in levels if level["name"] == name for replica in level["replicas"]
+    )
+
+
 @dataclass(frozen=True)
 class Made:
     """How one level is made: what its process is told, and what the family file says of it."""
@@ -62,6 +70,7 @@ class World:
         self._ports: dict[str, list[int]] = {}
         self._processes: dict[str, Process] = {}
         self._routers: list[Process] = []
+        self._urls: list[str] = []
         self._valkey = ValkeyServer()
         self._valkey.start()
         for name in levels:
@@ -79,9 +88,11 @@ class World:
         return f"http://127.0.0.1:{http_port}/v2/health/ready"
 
     def add_replica(self, name: str) -> None:
-        """A second replica of the level that may have one; routers find it by themselves."""
+        """A second replica of the level that may have one; returns when all routers have found it by themselves."""
         url = self._start(name, 1)
         _wait([url], [self._processes[f"{name}-1"]])
+        if not until(lambda: all(_ready(router, name) == 2 for router in self._urls), START_S):
+            raise SystemExit("a router does not find the replica")
 
     def become(self, name: str, agreement: float, slowdown: float = 1.0) -> None:
         """Change a level from its next step on."""
@@ -103,6 +114,7 @@ class World:
         self._routers.append(process)
         url = f"http://127.0.0.1:{http_port}"
         _wait([f"{url}/readyz"], [process])
+        self._urls.append(url)
         return url
 
     def close(self) -> None:

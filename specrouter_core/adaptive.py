@@ -13,7 +13,7 @@ from specrouter_core.agreement import Agreement, Deviation
 from specrouter_core.chain import Plan
 from specrouter_core.event import Commit
 from specrouter_core.planner import Choice, same_chain
-from specrouter_core.profile import Curve, Profile
+from specrouter_core.profile import Answered, Curve, Profile
 from specrouter_core.promise import Promise
 from specrouter_core.similarity import Probe, Similarity
 from specrouter_core.tables import COMMON, Limits, Member, Tables, kind_of
@@ -97,6 +97,7 @@ class Adaptive:
         self.running: dict[int | str, Follower] = {}
         self.errors: list[float] = []  # of predictions, relative, each over BLOCK rounds of a chain; the last ones
         self.tables = Tables(self.members, self.profiles, self.agreement, self.trust, Limits(tuple(modes), max_window))
+        self._waiting: dict[int | str, Follower] = {}  # for a first token that was promised in time
         self._usual: dict[tuple[int, int], Plan] = {}  # what new sequences begin with, by kind and rank
         self._blocks: dict[tuple[str, ...], _Block] = {}
         self._explore = explore
@@ -120,16 +121,26 @@ class Adaptive:
         """A new sequence: its first plan. ``ease``: its class's shift. With a ``plan`` it is followed, not steered."""
         kind, rank = kind_of(ease), promise.rank(False)
         self.tables.ranks.add(rank)
-        self.tables.look(len(self.running) + 1, now)
+        self.look(now, coming=1)
         chosen = plan
         if chosen is None:
             # the last one's choice is the present plan of this one, lest that flutters
             chosen = self.tables.plan(kind, rank, self._usual.get((kind, rank)), now)
             self._usual[kind, rank] = chosen
-        self.running[sequence] = Follower(
+        follower = self.running[sequence] = Follower(
             chosen, plan is None, Deviation(shift=ease), promise=promise, rank=rank, asked=now, since=now
         )
+        if promise.ttft is not None:
+            self._waiting[sequence] = follower
         return chosen
+
+    def look(self, now: float, coming: int = 0) -> None:
+        """New tables if they are due; who has waited too long for a first token comes first in them."""
+        running = len(self.running) + coming
+        if self.tables.due(running, now):
+            for follower in self._waiting.values():
+                self._rank(follower, now)
+            self.tables.look(running, now)
 
     def uses(self, sequence: int | str, plan: Plan, now: float) -> None:
         """The sequence's plan is this one from now on, whatever was chosen for it; it is measured afresh."""
@@ -140,7 +151,7 @@ class Adaptive:
     def best(self, sequence: int | str, now: float, fits: Callable[[Plan], bool]) -> Plan | None:
         """For a sequence that may not use all plans: the best that ``fits``, with the planner's hysteresis."""
         follower = self.running.get(sequence)
-        self.tables.look(len(self.running), now)
+        self.look(now)
         if follower is None:
             table = self.tables.fair(COMMON, now)
         else:
@@ -167,26 +178,13 @@ class Adaptive:
     def end(self, sequence: int | str) -> None:
         """It has ended."""
         follower = self.running.pop(sequence, None)
+        self._waiting.pop(sequence, None)
         if follower is not None:
             self.tables.ranks.remove(follower.rank)
 
-    def answered(
-        self,
-        level: str,
-        *,
-        rows: float,
-        fed: float,
-        batch: float,
-        steps: int,
-        compute: float,
-        queue: float,
-        total: float,
-        now: float,
-    ) -> None:
-        """A call was answered; see ``Profile.observe``."""
-        self.profiles[level].observe(
-            rows=rows, fed=fed, batch=batch, steps=steps, compute=compute, queue=queue, total=total, now=now
-        )
+    def answered(self, level: str, call: Answered, now: float) -> None:
+        """A call was answered."""
+        self.profiles[level].observe(call, now)
 
     def committed(self, sequence: int | str, commit: Commit, now: float) -> Plan | None:
         """A round was committed. Returns the plan to use from now on, None to stay with the present one."""
@@ -197,7 +195,10 @@ class Adaptive:
         for position, (token, draws) in enumerate(zip(commit.tokens, commit.draws, strict=True)):
             self.drew(position, {**draws, target: token}, follower)
         follower.rounds += 1
-        self._rank(follower, len(commit.tokens), now)
+        if not follower.generated:
+            self._waiting.pop(sequence, None)
+        follower.grew(len(commit.tokens), now)
+        self._rank(follower, now)
         if not follower.started:
             follower.started, follower.since = True, now
             return None
@@ -209,7 +210,7 @@ class Adaptive:
             return None
         follower.stay = STAY
         kind = kind_of(follower.ease.shift)
-        self.tables.look(len(self.running), now)
+        self.look(now)
         self._owed += self._explore
         if self._owed >= 1:
             self._owed -= 1
@@ -225,9 +226,8 @@ class Adaptive:
         follower.take(plan, now)
         return plan
 
-    def _rank(self, follower: Follower, tokens: int, now: float) -> None:
-        """It has grown: is it behind what it was promised?"""
-        follower.grew(tokens, now)
+    def _rank(self, follower: Follower, now: float) -> None:
+        """Is it behind what it was promised?"""
         rank = follower.ranked(now)
         if rank != follower.rank:
             self.tables.ranks.add(rank)
@@ -257,7 +257,7 @@ class Adaptive:
         """How long a token took under the plan, against what was predicted."""
         tokens, rounds, seconds = follower.tokens, follower.measured, now - follower.since
         follower.tokens, follower.measured, follower.since = 0, 0, now
-        self.tables.look(len(self.running), now)
+        self.look(now)
         table = self.tables.fair(kind_of(follower.ease.shift), now)
         choice = next((c for c in table if same_chain(c.plan, follower.plan)), None)
         if choice is None or seconds <= 0 or not tokens:

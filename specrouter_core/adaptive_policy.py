@@ -12,6 +12,7 @@ from specrouter_core.adaptive import Adaptive
 from specrouter_core.chain import Plan
 from specrouter_core.event import Commit
 from specrouter_core.machine import Machine
+from specrouter_core.profile import Answered
 from specrouter_core.simulator import Policy, Simulator, Told
 from specrouter_core.workload import Outcome
 
@@ -46,17 +47,7 @@ class AdaptivePolicy(Policy):
 
     def told(self, told: Told) -> None:
         """See Policy."""
-        self._of(told.sequence).answered(
-            told.level,
-            rows=told.rows,
-            fed=told.fed,
-            batch=told.batch,
-            steps=told.steps,
-            compute=told.compute,
-            queue=told.queue,
-            total=told.total,
-            now=told.now,
-        )
+        self._of(told.sequence).answered(told.level, told.call, told.now)
 
     def ended(self, sequence: int, outcome: Outcome) -> None:
         """See Policy."""
@@ -82,5 +73,6 @@ class AdaptivePolicy(Policy):
             rows = len(machine.committed) - start
             seconds = level.curve.seconds(rows) * level.slowdown
             trip = seconds + 2 * self._simulator.hop
-            adaptive.answered(name, rows=rows, fed=rows, batch=1, steps=1, compute=seconds, queue=0.0, total=trip, now=now)
+            call = Answered(steps=1, rows=rows, fed=rows, batch=1, compute=seconds, queue=0.0, total=trip)
+            adaptive.answered(name, call, now)
             due[name] = now + seconds / SHARE

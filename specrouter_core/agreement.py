@@ -15,7 +15,6 @@ moves it little.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 PRIOR_RATE = 0.6
@@ -124,13 +123,3 @@ def _at(common: float, count: _Count, off: float) -> float:
     pool = POOL * common
     odds = _logit((count.agreed + pool) / (count.seen + POOL))
     return _logistic(_logit(common) + odds - _logit((count.expected * off + pool) / (count.seen + POOL)))
-
-
-def expected_tokens(rates: Sequence[float], window: int) -> list[float]:
-    """E(m) for m = 0 .. window: tokens a level gains from checking m proposals (its own draw included)."""
-    gain, run, out = 1.0, 1.0, [1.0]
-    for m in range(window):
-        run *= rates[min(m, len(rates) - 1)]
-        gain += run
-        out.append(gain)
-    return out

@@ -16,6 +16,15 @@ class Tally:
     accepted: int = 0
     committed: int = 0
 
+    def count(self, flight: Flight) -> None:
+        """A call of it has ended."""
+        self.drawn += len(flight.tokens)
+        self.offered += min(len(flight.proposals), len(flight.tokens))
+        for drawn, proposed in zip(flight.tokens, flight.proposals, strict=False):
+            if drawn != proposed:
+                break
+            self.accepted += 1
+
 
 @dataclass(slots=True)
 class Flight:
@@ -32,6 +41,19 @@ class Flight:
     def asked(self) -> int:
         """Draws the answer may hold at most."""
         return len(self.proposals) + 1 + self.more
+
+    def beyond(self, committed: list[int]) -> list[int] | None:
+        """The text its answer makes, as tokens beyond the committed text; None if it does not extend that."""
+        text = [*self.ahead, *self.tokens]
+        settled = committed[self.base :]
+        return text[len(settled) :] if text[: len(settled)] == settled else None
+
+    def alive(self, committed: list[int], above: list[int]) -> bool:
+        """Whether its answer may still extend the text of the level above, as far as both are known."""
+        known = [*self.ahead, *self.tokens]
+        wanted = [*committed[self.base :], *above]
+        n = min(len(known), len(wanted))
+        return known[:n] == wanted[:n]
 
 
 @dataclass(slots=True)
@@ -50,3 +72,19 @@ class Lane:
     def become(self, ahead: Sequence[int], origins: Sequence[str]) -> None:
         """Its text is this one now."""
         self.ahead, self.origins, self.dry = list(ahead), list(origins), False
+
+    def drew(self, committed: list[int], start: int) -> list[tuple[int, int]]:
+        """Its draws on committed text from ``start`` on: (position, token). Older calls are forgotten."""
+        out: list[tuple[int, int]] = []
+        for flight in self.recent:
+            settled = committed[flight.base :]
+            first = len(flight.ahead)
+            if settled[:first] != list(flight.ahead):
+                continue
+            for at, token in enumerate(flight.tokens[: len(settled) - first], first + flight.base):
+                if at >= start:
+                    out.append((at, token))
+                if token != committed[at]:
+                    break
+        self.recent = [f for f in self.recent if f.base + len(f.ahead) + f.asked > len(committed)]
+        return out

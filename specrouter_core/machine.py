@@ -128,7 +128,7 @@ class Machine:
         if closes:
             lane.flight = None
             del self._flights[event.call]
-            self._count(flight)
+            self.tallies[flight.level].count(flight)
         if news:
             self._absorb(i, flight)
         if closes and self.finished is None:
@@ -142,7 +142,7 @@ class Machine:
             self._count_failure(i, fatal=False, why="an answer without a token")
             return
         lane.failures = 0
-        lane.dry = i == 0 and len(flight.tokens) < flight.asked and self._beyond_committed(flight) == lane.ahead
+        lane.dry = i == 0 and len(flight.tokens) < flight.asked and flight.beyond(self.committed) == lane.ahead
 
     def _cut(self, tokens: Sequence[int]) -> Sequence[int]:
         """Nothing follows a stop id."""
@@ -151,24 +151,9 @@ class Machine:
                 return tokens[: n + 1]
         return tokens
 
-    def _count(self, flight: Flight) -> None:
-        tally = self.tallies[flight.level]
-        tally.drawn += len(flight.tokens)
-        tally.offered += min(len(flight.proposals), len(flight.tokens))
-        for drawn, proposed in zip(flight.tokens, flight.proposals, strict=False):
-            if drawn != proposed:
-                break
-            tally.accepted += 1
-
-    def _beyond_committed(self, flight: Flight) -> list[int] | None:
-        """The text this call's answer makes, as tokens beyond today's committed text; None if it does not extend it."""
-        text = [*flight.ahead, *flight.tokens]
-        settled = self.committed[flight.base :]
-        return text[len(settled) :] if text[: len(settled)] == settled else None
-
     def _absorb(self, i: int, flight: Flight) -> None:
         """Make the answer level i's text if it extends the level above's and is news."""
-        text = self._beyond_committed(flight)
+        text = flight.beyond(self.committed)
         lane = self._lanes[i]
         if text is None or len(text) <= len(lane.ahead):
             return
@@ -211,17 +196,8 @@ class Machine:
         """What the levels below the target drew on committed text, per token from ``start`` on."""
         draws: list[dict[str, int]] = [{} for _ in range(start, len(self.committed))]
         for lane in self._lanes[:-1]:
-            for flight in lane.recent:
-                settled = self.committed[flight.base :]
-                first = len(flight.ahead)
-                if settled[:first] != list(flight.ahead):
-                    continue
-                for at, token in enumerate(flight.tokens[: len(settled) - first], first + flight.base):
-                    if at >= start:
-                        draws[at - start][lane.level] = token
-                    if token != self.committed[at]:
-                        break
-            lane.recent = [f for f in lane.recent if f.base + len(f.ahead) + f.asked > len(self.committed)]
+            for at, token in lane.drew(self.committed, start):
+                draws[at - start][lane.level] = token
         return tuple(draws)
 
     def _roll_back(self, i: int) -> None:
@@ -230,15 +206,8 @@ class Machine:
             above, lane = self._lanes[j + 1], self._lanes[j]
             if lane.ahead[: len(above.ahead)] != above.ahead:
                 lane.become(above.ahead, above.origins)
-            if lane.flight is not None and not self._alive(self._flights[lane.flight], above):
+            if lane.flight is not None and not self._flights[lane.flight].alive(self.committed, above.ahead):
                 self._withdraw(lane)
-
-    def _alive(self, flight: Flight, above: Lane) -> bool:
-        """Whether the answer may still extend the text of the level above, as far as both are known."""
-        known = [*flight.ahead, *flight.tokens]
-        wanted = [*self.committed[flight.base :], *above.ahead]
-        n = min(len(known), len(wanted))
-        return known[:n] == wanted[:n]
 
     # Failures, changes and the end.
 
@@ -298,7 +267,7 @@ class Machine:
     def _withdraw(self, lane: Lane) -> None:
         if lane.flight is not None:
             self._actions.append(Withdraw(lane.level, lane.flight))
-            self._count(self._flights.pop(lane.flight))
+            self.tallies[lane.level].count(self._flights.pop(lane.flight))
             lane.flight = None
 
     # Who is called next.

@@ -43,6 +43,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate
 from operator import mul
 
@@ -321,10 +322,16 @@ def _overlapped(part: _Part, cost: _Cost, gain: _Gain, m: int, least: int) -> fl
 
 
 def _plan(part: _Part, overlapped: bool, max_lookahead: int) -> Plan:
-    if len(part.levels) == 1:
-        return Plan(part.levels, (RUN,), 1, overlapped)
+    return _made(part.levels, part.windows, part.least, overlapped, max_lookahead)
+
+
+@lru_cache(maxsize=4096)  # from one table to the next most plans are the same
+def _made(
+    levels: tuple[str, ...], windows: tuple[int, ...], least: tuple[int, ...], overlapped: bool, max_lookahead: int
+) -> Plan:
+    if len(levels) == 1:
+        return Plan(levels, (RUN,), 1, overlapped)
     # overlapped, the lowest draws on while its tokens are checked; in lock-step it makes what is asked for
-    windows = (max(part.windows[1], CHUNK) if overlapped else part.windows[1], *part.windows[1:])
-    lookahead = min(max_lookahead, MAX_LOOKAHEAD, max(16 if overlapped else 1, 2 * part.windows[-1]))
-    least = tuple(min(least, window) for least, window in zip(part.least, windows, strict=True))
-    return Plan(part.levels, windows, max(lookahead, 1), overlapped, least)
+    windows = (max(windows[1], CHUNK) if overlapped else windows[1], *windows[1:])
+    lookahead = min(max_lookahead, MAX_LOOKAHEAD, max(16 if overlapped else 1, 2 * windows[-1]))
+    return Plan(levels, windows, max(lookahead, 1), overlapped, tuple(map(min, least, windows)))

@@ -119,6 +119,19 @@ class Mean:
         self.value += (x - self.value) / self.weight
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What a level says of a call, and how long it took; seconds."""
+
+    steps: int
+    rows: int  # tokens over all sequences: most in one step
+    fed: int  # the same of all steps together; 0 = not said
+    batch: int  # most sequences in one step
+    compute: float  # of the steps
+    queue: float  # from receipt to the first step
+    total: float  # from sending to the last reply
+
+
 @dataclass(slots=True)
 class Profile:
     """One replica of one level, as its replies show it."""
@@ -128,29 +141,16 @@ class Profile:
     hop: Mean = field(default_factory=Mean)  # seconds of a round trip that are neither queue nor step
     batch: Mean = field(default_factory=lambda: Mean(most=8.0, half_life=BATCH_LIFE))  # sequences in a step
 
-    def observe(
-        self,
-        *,
-        rows: float,
-        fed: float,
-        batch: float,
-        steps: int,
-        compute: float,
-        queue: float,
-        total: float,
-        now: float,
-    ) -> None:
-        """One answered call.
-
-        Of its ``steps``: most ``rows`` and most sequences (``batch``) in one, rows of all of them (``fed``), and their
-        ``compute`` seconds. The seconds it queued, and the ``total`` seconds from sending to the last reply.
-        """
+    def observe(self, call: Answered, now: float) -> None:
+        """One answered call."""
+        steps, compute = call.steps, call.compute
+        beyond = call.total - call.queue - compute
         if steps > 1:  # what it took beyond one hop lies between its steps
-            beyond = total - queue - compute
             compute += max(0.0, beyond - (self.hop.value if self.hop.weight else beyond / steps))
-        if steps == 1 or (fed > 0 and rows <= ALIKE * batch + SINGLE):
-            self.curve.observe(fed / steps if fed > 0 else rows, compute / steps, 1 / max(batch, 1.0))  # each of a step's calls tells of it
+        if steps == 1 or (call.fed > 0 and call.rows <= ALIKE * call.batch + SINGLE):
+            rows = call.fed / steps if call.fed > 0 else call.rows
+            self.curve.observe(rows, compute / steps, 1 / max(call.batch, 1.0))  # each of a step's calls tells of it
         if steps > 0:
-            self.batch.observe(batch, now)
-        self.queue.observe(queue, now)
-        self.hop.observe(max(0.0, total - queue - compute), now)
+            self.batch.observe(call.batch, now)
+        self.queue.observe(call.queue, now)
+        self.hop.observe(max(0.0, call.total - call.queue - compute), now)

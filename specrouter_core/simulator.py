@@ -21,6 +21,7 @@ from specrouter_core.chain import Plan
 from specrouter_core.event import Action, Call, Cancel, Commit, Event, Finish, Replan, Reply, Withdraw
 from specrouter_core.machine import Machine
 from specrouter_core.noise import mix
+from specrouter_core.profile import Answered
 from specrouter_core.replica import VOCABULARY, Draw, Replica, SimLevel, Work
 from specrouter_core.workload import Arrival, Outcome
 
@@ -34,13 +35,7 @@ class Told:
     sequence: int
     level: str
     replica: int
-    rows: int
-    fed: int
-    batch: int
-    steps: int
-    compute: float
-    queue: float
-    total: float
+    call: Answered
     now: float
 
 
@@ -201,21 +196,16 @@ class Simulator:
         self.router_events += 1
         if reply.done:
             begin = self._stopwatch()
-            self.policy.told(
-                Told(
-                    sequence=work.sequence,
-                    level=replica.level.name,
-                    replica=replica.index,
-                    rows=work.rows,
-                    fed=work.fed,
-                    batch=work.batch,
-                    steps=work.steps,
-                    compute=work.compute,
-                    queue=(work.began or work.arrived) - work.arrived,
-                    total=self.now - work.sent,
-                    now=self.now,
-                )
+            call = Answered(
+                steps=work.steps,
+                rows=work.rows,
+                fed=work.fed,
+                batch=work.batch,
+                compute=work.compute,
+                queue=(work.began or work.arrived) - work.arrived,
+                total=self.now - work.sent,
             )
+            self.policy.told(Told(work.sequence, replica.level.name, replica.index, call, self.now))
             self.router_cost += self._stopwatch() - begin
         self._tell(work.sequence, reply)
 

@@ -87,10 +87,12 @@ class Tables:
         """Something is not as it was: nothing made before holds any more."""
         self._made = NEVER
 
+    def due(self, running: int, now: float) -> bool:
+        """Whether the tables are old, or there are many more sequences (``running``) than they are for."""
+        return now - self._made > REFRESH or running > CROWDED * self._count
+
     def look(self, running: int, now: float) -> None:
-        """Make everything anew when it is old, or when there are many more sequences (``running``) than it is for."""
-        if now - self._made <= REFRESH and running <= CROWDED * self._count:
-            return
+        """Make everything anew, for so many sequences."""
         self._count = max(self._count * 0.5 ** (min(now - self._made, AGE) / CALM), running, 1)
         self.planner.age(0.5 ** (min(now - self._made, AGE) / AGE))
         self.planner.sharing = max(self._sequences(now) / self._members[-1].replicas, 1.0)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specrouter_core.agreement import PRIOR_RATE, Agreement, Deviation, expected_tokens
-from specrouter_core.profile import Curve, Mean, Profile
+from specrouter_core.agreement import PRIOR_RATE, Agreement, Deviation
+from specrouter_core.profile import Answered, Curve, Mean, Profile
 from specrouter_core.similarity import Similarity, bounds, overlap
 
 
@@ -67,9 +67,8 @@ def test_a_profile_splits_a_reply_into_step_queue_and_hop() -> None:
         steps = 1 + i % 2
         between = 0.001 * (steps - 1)
         total = 0.003 + 0.010 * steps + between + 0.0015
-        profile.observe(
-            rows=3, fed=3 * steps, batch=1, steps=steps, compute=0.010 * steps, queue=0.003, total=total, now=i * 0.03
-        )
+        call = Answered(steps=steps, rows=3, fed=3 * steps, batch=1, compute=0.010 * steps, queue=0.003, total=total)
+        profile.observe(call, i * 0.03)
     assert profile.curve.seconds(3) == pytest.approx(0.01025, rel=0.03)
     assert profile.queue.value == pytest.approx(0.003, rel=0.05)
     assert profile.hop.value == pytest.approx(0.0015, rel=0.05)
@@ -79,7 +78,8 @@ def test_a_step_that_read_a_prompt_does_not_spoil_the_curve() -> None:
     """A call of many steps of which one held another's prompt: its mean says nothing of so many rows."""
     profile = Profile(curve=Curve.of({1: 0.01, 512: 0.1}))
     for i in range(50):
-        profile.observe(rows=512, fed=550, batch=2, steps=20, compute=0.3, queue=0.0, total=0.301, now=i * 0.3)
+        call = Answered(steps=20, rows=512, fed=550, batch=2, compute=0.3, queue=0.0, total=0.301)
+        profile.observe(call, i * 0.3)
     assert profile.curve.seconds(512) == pytest.approx(0.1) and profile.curve.seconds(1) == pytest.approx(0.01)
 
 
@@ -89,9 +89,8 @@ def test_short_prompts_do_not_make_the_level_look_faster() -> None:
     profile = Profile(curve=Curve.of(costs))
     compute = profile.curve.seconds(96) + 31 * 0.070
     for i in range(64):
-        profile.observe(
-            rows=96, fed=96 + 31 * 32, batch=32, steps=32, compute=compute, queue=0.0, total=compute, now=i * 0.1
-        )
+        call = Answered(steps=32, rows=96, fed=96 + 31 * 32, batch=32, compute=compute, queue=0.0, total=compute)
+        profile.observe(call, i * 0.1)
     assert profile.curve.seconds(32) == pytest.approx(0.070, rel=0.05)
 
 
@@ -141,17 +140,6 @@ def test_a_sequences_shift_shrinks_to_the_common_rate() -> None:
     for _ in range(300):
         hard.observe(0.7, rng.random() < 0.2)
     assert hard.apply(0.7) == pytest.approx(0.2, abs=0.1)
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.integers(0, 12))
-def test_expected_tokens_is_one_plus_the_sum_of_runs(rates: list[float], window: int) -> None:
-    got = expected_tokens(rates, window)
-    run, want = 1.0, 1.0
-    for m in range(window):
-        run *= rates[min(m, len(rates) - 1)]
-        want += run
-    assert got[window] == pytest.approx(want)
-    assert got == sorted(got)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 8))

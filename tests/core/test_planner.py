@@ -125,6 +125,17 @@ def test_the_model_is_near_the_simulated_machine(draft: float, mid: float, hop: 
         assert choice.seconds == pytest.approx(outcome.per_token, rel=0.3), choice.plan
 
 
+def test_a_third_level_pays_less_the_longer_the_hops() -> None:
+    """The level in the middle draws without a hop, and checks with one: at 5 ms it gains nothing of the draft."""
+    ratios = []
+    for hop in (0.0003, 0.001, 0.005):
+        far = [level(name, hop) for name in TIMES]
+        found = {plan.levels: s for plan, s in candidates(far, nested(0.65, 0.82), overlapped=True)}
+        ratios.append(found["mid", "target"] / found["draft", "mid", "target"])
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] > 1.2 and ratios[-1] > 1.1
+
+
 def test_a_choice_among_five_levels_takes_about_a_millisecond() -> None:
     """Not a timing test: a bound an order of magnitude above what it takes, against blow-up."""
     five = [

@@ -102,6 +102,23 @@ def test_a_sequence_behind_its_objective_comes_before_others() -> None:
     assert made.tables.ranks.tiers() == []
 
 
+def test_others_give_way_to_those_who_wait_too_long_for_a_first_token() -> None:
+    """The first token is promised within 0.3 s: from then on the others speculate less; then they may again."""
+    made = adaptive()
+    for number in range(4):
+        made.begin(f"other{number}", 0.0)
+        made.begin(f"chat{number}", 0.0, promise=Promise(ttft=0.3))
+    assert len(made.tables.ranks.tiers()) == 1
+    early = made.begin("early", 0.25)
+    late = made.begin("late", 0.40)
+    first, rest = made.tables.ranks.tiers()
+    assert (first.sequences, rest.sequences) == (4, 6)
+    assert len(early.levels) == 2 and late.levels == ("target",), (early, late)
+    for number in range(4):
+        made.committed(f"chat{number}", commit(), 0.45)
+    assert len(made.tables.ranks.tiers()) == 1, "with the first token nobody waits any more"
+
+
 def test_only_allowed_chains_are_used_and_the_target_when_none_can_be() -> None:
     made = adaptive()
     made.tables.limits = Limits(modes=(True, False), chains=frozenset({("mid", "target")}))

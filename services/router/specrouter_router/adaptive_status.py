@@ -18,7 +18,7 @@ def adaptive_body(planner: AdaptivePlanner, judge: Judge) -> dict[str, Any]:
     """The part of /v1/status that tells how chains are chosen."""
     adaptive = planner.adaptive
     planner.look(planner.now())
-    adaptive.tables.look(len(adaptive.running), planner.now())
+    adaptive.look(planner.now())
     rounds = sum(pace.rounds for pace in planner.paces.values())
     return {
         "plans": _plans(planner),

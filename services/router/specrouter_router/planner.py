@@ -10,6 +10,7 @@ from specrouter.v1 import level_pb2 as pb
 from specrouter_core.adaptive import ANYBODY, Adaptive, Limits, Member
 from specrouter_core.chain import Plan
 from specrouter_core.event import Commit
+from specrouter_core.profile import Answered
 from specrouter_core.promise import Promise
 from specrouter_family.family import ChainSpec, Family
 from specrouter_router.course import AdaptiveCourse, Course, FixedCourse, FollowedCourse, NarrowCourse
@@ -142,18 +143,16 @@ class AdaptivePlanner:
 
     def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
         """A call was answered in full, ``total`` seconds after it was sent."""
-        steps, compute, queue = timing.steps, timing.compute_us / 1e6, timing.queue_us / 1e6
-        self.adaptive.answered(
-            level,
+        call = Answered(
+            steps=timing.steps,
             rows=timing.rows,
             fed=timing.all_rows,
             batch=timing.batch,
-            steps=steps,
-            compute=compute,
-            queue=queue,
+            compute=timing.compute_us / 1e6,
+            queue=timing.queue_us / 1e6,
             total=total,
-            now=now,
         )
+        self.adaptive.answered(level, call, now)
 
     def committed(self, name: str, plan: Plan, commit: Commit, seconds: float, now: float) -> Plan | None:
         """A round of a sequence ended; what it should use from now on, None for the same."""
