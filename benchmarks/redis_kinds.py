@@ -88,24 +88,24 @@ def sentinels(folder: Path, password: str, kept: Sequence[str] = PLAIN) -> Itera
 
 
 @contextmanager
-def cluster(
-    folder: Path, kept: Sequence[str] = PLAIN, password: str = ""
-) -> Iterator[tuple[str, list[Server]]]:
+def cluster(folder: Path, kept: Sequence[str] = PLAIN, password: str = "") -> Iterator[tuple[str, list[Server]]]:
     """Three masters and a replica of the first, the last; yields the URL and the servers."""
     asked = [f"requirepass {password}", f"masterauth {password}"] if password else []
     options = [*kept, *asked, "cluster-enabled yes", "cluster-node-timeout 1000", "cluster-require-full-coverage no"]
     with ExitStack() as stack:
         servers = []
-        for i, port in enumerate(free_ports(4)):
-            bus = f"cluster-port {port + 10_000}"
-            made = Server(folder / f"node{i}", [*options, bus], port=port, password=password or None)
+        ports = free_ports(8)  # the usual bus ports, 10,000 higher, may be those of anybody's connections
+        buses = dict(zip(ports[:4], ports[4:], strict=True))
+        for i, (port, bus) in enumerate(buses.items()):
+            own = [*options, f"cluster-port {bus}"]
+            made = Server(folder / f"node{i}", own, port=port, password=password or None)
             servers.append(_made(stack, made))
         clients = [server.client() for server in servers]
         bounds = [0, 5461, 10923, 16384]
         for i in range(3):
             clients[i].execute_command("CLUSTER", "ADDSLOTSRANGE", bounds[i], bounds[i + 1] - 1)
         for server in servers[1:]:
-            clients[0].execute_command("CLUSTER", "MEET", HOST, server.port)
+            clients[0].execute_command("CLUSTER", "MEET", HOST, server.port, buses[server.port])
         first = clients[0].execute_command("CLUSTER", "MYID").decode()
         assert until(
             lambda: all(str(client.execute_command("CLUSTER", "NODES")).count(HOST) >= 4 for client in clients)
