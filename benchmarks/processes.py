@@ -134,6 +134,7 @@ class Valkey:
     folder: Path
     port: int = field(default_factory=lambda: free_ports(1)[0])
     process: Process | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -150,7 +151,7 @@ class Valkey:
         argv = [get_binary_path(), "--bind", HOST, "--port", self.port, "--dir", self.folder, "--save", ""]
         argv += ["--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0"]
         argv += ["--aof-load-truncated", "yes"]
-        self.process = Process([str(a) for a in argv], self.folder / "valkey.log")
+        self.process = Process([str(a) for a in argv], self.folder / "valkey.log", env=self.env)
         assert until(self.answers, START_S), self.process.log.read_text()
 
     def answers(self) -> bool:

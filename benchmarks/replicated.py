@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from stub_mesh import Level, Router
 LEVELS = ("draft", "mid", "target")
 REPLICAS = 2
 ROUTERS = 2
+SLOTS = 64
+MODEL_LENGTH = 512  # tokens of a sequence, of levels with a model
 AGREEMENT = {"draft": 0.6, "mid": 0.8, "target": 1.0}
-CHAIN = {"policy": "adaptive", "lookahead": 16, "windows": {"draft": 4, "mid": 6, "target": 8}}
+CHAIN: dict[str, Any] = {"policy": "adaptive", "lookahead": 16, "windows": {"draft": 4, "mid": 6, "target": 8}}
 
 
 async def direct(_link: str, address: str) -> str:
@@ -28,6 +30,8 @@ class Replicated:
 
     Parts are named draft-0 ... target-1, router-0, router-1 and redis. ``via`` gives the address by which a link
     ("router-0>mid-1", "router-1>redis") goes to the address it is given, so that something can be put between.
+    ``models``: per level, options of a model's engine, --model DIR first; then these are the levels. ``redis_url``: a
+    Redis that somebody else keeps. ``env`` gives what a part has in its environment.
     """
 
     def __init__(
@@ -35,24 +39,30 @@ class Replicated:
         folder: Path,
         step_ms: Mapping[str, str],
         via: Callable[[str, str], Awaitable[str]] = direct,
-        router_env: Callable[[str], Mapping[str, str]] = lambda _name: {},
+        env: Callable[[str], Mapping[str, str]] = lambda _name: {},
+        models: Mapping[str, Sequence[str]] | None = None,
+        redis_url: str = "",
     ) -> None:
         self.folder = folder
-        self.redis = Valkey(folder / "valkey")
+        self.redis = Valkey(folder / "valkey", env=env("redis"))
         self.levels: dict[str, Level] = {}
         self.routers: dict[str, Router] = {}
         self._step_ms = step_ms
         self._via = via
-        self._router_env = router_env
+        self._env = env
+        self._models = models or {}
+        self._names = tuple(self._models) or LEVELS
+        self._redis_url = redis_url
 
     async def start(self) -> None:
         """Returns when all parts are ready. Raises AssertionError, with the logs."""
-        self.redis.start()
-        for name in LEVELS:
+        if not self._redis_url:
+            self.redis.start()
+        for name in self._names:
             for replica in range(REPLICAS):
                 part = f"{name}-{replica}"
                 (self.folder / part).mkdir()
-                self.levels[part] = Level(name, AGREEMENT[name], self._step_ms[name], slots=256)
+                self.levels[part] = self._level(name, part)
                 self.levels[part].start(self.folder / part)
         for part in self.levels:
             await self.there(part)
@@ -63,16 +73,25 @@ class Replicated:
         for part in self.routers:
             await self.there(part)
 
+    def _level(self, name: str, part: str) -> Level:
+        if name in self._models:
+            return Level(name, slots=SLOTS, max_length=MODEL_LENGTH, model=self._models[name], env=self._env(part))
+        return Level(name, AGREEMENT[name], self._step_ms[name], slots=4 * SLOTS, env=self._env(part))
+
     async def _router(self, part: str) -> Router:
         levels: list[dict[str, Any]] = []
-        for name in LEVELS:
+        for name in self._names:
             replicas = {other: level for other, level in self.levels.items() if level.name == name}
             addresses = [await self._via(f"{part}>{other}", level.address) for other, level in replicas.items()]
-            levels.append({"name": name, "engine": "stub", "addresses": addresses})
+            engine = {"engine": "torch", "model": self._models[name][1]} if name in self._models else {"engine": "stub"}
+            levels.append({"name": name, "addresses": addresses, **engine})
         path = self.folder / f"{part}.yaml"
-        path.write_text(json.dumps({"name": "test", "tokenizer": "bytes", "levels": levels, "chain": CHAIN}))
-        url = "redis://" + await self._via(f"{part}>redis", f"{HOST}:{self.redis.port}")
-        return Router(path, url, self.folder / f"{part}.log", self._router_env(part))
+        windows = {name: size for name, size in CHAIN["windows"].items() if name in self._names}
+        tokenizer = "target" if self._models else "bytes"
+        family = {"name": "test", "tokenizer": tokenizer, "levels": levels, "chain": {**CHAIN, "windows": windows}}
+        path.write_text(json.dumps(family))
+        url = self._redis_url or "redis://" + await self._via(f"{part}>redis", f"{HOST}:{self.redis.port}")
+        return Router(path, url, self.folder / f"{part}.log", self._env(part))
 
     def stop(self) -> None:
         """End all of them at once."""

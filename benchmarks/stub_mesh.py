@@ -23,7 +23,7 @@ NONE: Mapping[str, float] = {}
 
 @dataclass
 class Level:
-    """A stub level and its process."""
+    """A level and its process: a stub, or, with ``model``, options of another engine."""
 
     name: str
     agreement: float = 1.0
@@ -31,6 +31,8 @@ class Level:
     max_length: int = 2048
     slots: int = 64
     controlled: bool = False  # its agreement and speed can be changed while it runs
+    model: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
     ports: list[int] = field(default_factory=lambda: free_ports(2))
     child: Process | None = None
 
@@ -44,11 +46,12 @@ class Level:
 
     def start(self, folder: Path) -> None:
         program = [sys.executable, CONTROLLED] if self.controlled else [BIN / "specrouter-level"]
-        argv = [*program, "--name", self.name, "--engine", "stub", "--slots", str(self.slots)]
+        argv = [*program, "--name", self.name, "--slots", str(self.slots), "--max-length", str(self.max_length)]
         argv += ["--grpc-port", str(self.ports[0]), "--http-port", str(self.ports[1])]
-        argv += ["--agreement", str(self.agreement), "--max-length", str(self.max_length)]
-        argv += ["--step-ms", self.step_ms] if self.step_ms else []
-        self.child = Process(argv, folder / f"{self.name}.log", piped=self.controlled)
+        stub = ["--engine", "stub", "--agreement", str(self.agreement)]
+        stub += ["--step-ms", self.step_ms] if self.step_ms else []
+        argv += self.model or stub
+        self.child = Process(argv, folder / f"{self.name}.log", piped=self.controlled, env=self.env)
 
     def become(self, *, agreement: float, slowdown: float = 1.0) -> None:
         """Change a controlled level."""

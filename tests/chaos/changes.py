@@ -27,12 +27,14 @@ class Commit:
     owner: str
     finish: int
     tokens: tuple[int, ...]
+    life: int = 0  # how often there had been such a record before, that expired or was evicted
 
 
 @dataclass
 class _Record:
     state: dict[str, bytes] = field(default_factory=dict)
     tokens: bytes = b""
+    life: int = 0
 
 
 def commands(data: bytes, start: int = 0) -> Iterator[tuple[list[bytes], int]]:
@@ -86,6 +88,7 @@ class Records:
                 record.state.update(zip(fields, arguments[2::2], strict=True))
             case "state", (b"DEL" | b"UNLINK"):
                 record.state.clear()
+                record.life += 1
             case "tokens", b"APPEND":
                 record.tokens += arguments[1]
             case "tokens", b"SET":
@@ -108,6 +111,7 @@ class Records:
             state.get("owner", b"").decode(),
             int(state.get("finish", b"0")),
             tuple(unpack(record.tokens)),
+            record.life,
         )
 
 

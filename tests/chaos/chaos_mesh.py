@@ -11,39 +11,53 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import shutil
 import struct
+import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import valkey
 from changes import Commit, Records, transactions
-from faults import Fault
+from faults import Fault, World, way_of
 from proxy import Proxy
+from steps import sorter
+from worlds import ALONE, Truth, models, redis_set
 
-from processes import HOST
+from processes import HOST, free_ports
 from replicated import Replicated
 from sighting import Ask
+from specrouter_router.record_scripts import family_key
 
 STEP_MS = {"draft": "1:0.5,32:2", "mid": "1:1,32:3", "target": "1:2,32:4"}
 DRAIN_S = 30.0  # until a part that was asked to end has ended
+STARTS = 20  # of a part that ends because what it needs is away too
 SHIFTED = Path(__file__).with_name("shifted")
+CLOCK = Path(__file__).with_name("clock.c")
 
 
 class ChaosMesh:
     """See the module. An asynchronous context manager; ``folder`` gets the logs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, world: World = "stub") -> None:
         self.folder = folder
-        self.parts = Replicated(folder, STEP_MS, self._proxied, self._shifted)
+        self.truth = Truth(world)
         self.proxies: dict[str, Proxy] = {}
+        self.asks: dict[str, Ask] = {}  # all that were ever made
         self._clocks: dict[str, mmap.mmap] = {}
         self._records = Records()
-        self._read = 0  # bytes of Redis's file
+        self._read: dict[Path, int] = {}  # bytes of Redis's files
         self._commits: list[Commit] = []
         self._logged: dict[Path, int] = {}  # bytes of logs that were looked at
         self._last: dict[str, Commit] = {}  # by sequence
-        self.asks: dict[str, Ask] = {}  # all that were ever made
+        self._failing: asyncio.Task[None] | None = None
+        self.redis = redis_set(world, folder)
+        made = models(world, folder, f"redis://{HOST}:{(port := free_ports(1)[0])}")
+        url = self.redis.url if self.redis is not None else ""
+        self.parts = Replicated(folder, STEP_MS, self._proxied, self._shifted, made, url)
+        self.parts.redis.port = port
 
     async def __aenter__(self) -> ChaosMesh:
         await self.parts.start()
@@ -54,21 +68,30 @@ class ChaosMesh:
 
     async def __aexit__(self, *_: object) -> None:
         self.parts.stop()
+        if self.redis is not None:
+            self.redis.stop()
         for proxy in self.proxies.values():
             await proxy.close()
 
     async def _proxied(self, link: str, address: str) -> str:
-        self.proxies[link] = Proxy(link, address)
+        self.proxies[link] = Proxy(link, address, sorter(link))
         return await self.proxies[link].start()
 
-    def _shifted(self, router: str) -> Mapping[str, str]:
-        """The environment of a router whose clock can be set."""
-        clock = self.folder / f"{router}.clock"
+    def _shifted(self, part: str) -> Mapping[str, str]:
+        """The environment of a part whose clock can be set: Python's in routers and levels, all of it in Redis."""
+        clock = self.folder / f"{part}.clock"
         clock.write_bytes(struct.pack("d", 0.0))
         with clock.open("r+b") as file:
-            self._clocks[router] = mmap.mmap(file.fileno(), 8)
-        path = os.pathsep.join(filter(None, [str(SHIFTED), os.environ.get("PYTHONPATH")]))
-        return {"PYTHONPATH": path, "SHIFTED_CLOCK": str(clock)}
+            self._clocks[part] = mmap.mmap(file.fileno(), 8)
+        if part != "redis":
+            path = os.pathsep.join(filter(None, [str(SHIFTED), os.environ.get("PYTHONPATH")]))
+            return {"PYTHONPATH": path, "SHIFTED_CLOCK": str(clock)}
+        compiler = shutil.which("cc")
+        if compiler is None:  # then its clock stays as it is
+            return {}
+        library = self.folder / "clock.so"
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, CLOCK, "-ldl"], check=True)
+        return {"LD_PRELOAD": str(library), "SHIFTED_CLOCK": str(clock)}
 
     @property
     def entrances(self) -> tuple[list[str], list[str]]:
@@ -81,7 +104,7 @@ class ChaosMesh:
     async def strike(self, fault: Fault, seconds: float) -> tuple[bool, float]:
         """Wait for the fault's event, so many seconds at most, and let it happen.
 
-        Returns whether the event came, and when it happened. What brought it (a chunk of bytes) had not been passed on.
+        Returns whether the event came, and when the fault happened.
         """
         happened = asyncio.Event()
         at = 0.0
@@ -93,13 +116,14 @@ class ChaosMesh:
             happened.set()
 
         cue = self.proxies[fault.cue]
-        cue.after(fault.chunks, fault.way, hit)
+        alarm = cue.after(fault.count, way_of(fault), hit, fault.step, late=fault.late)
         try:
             await asyncio.wait_for(happened.wait(), seconds)
         except TimeoutError:
-            cue.forget_alarms()
-            hit()
-            return False, at
+            cue.forget(alarm)
+            if not happened.is_set():
+                hit()
+                return False, at
         return True, at
 
     def _hit(self, fault: Fault) -> None:
@@ -116,6 +140,9 @@ class ChaosMesh:
             case "rewind":
                 self.parts.child(part).kill()
                 self._rewind(int(fault.amount))
+            case "failover":
+                assert self.redis is not None
+                self._failing = asyncio.create_task(self.redis.fail(fault.amount))
             case _:
                 for link in self._links(part):
                     _spoil(link, fault)
@@ -130,12 +157,29 @@ class ChaosMesh:
                 self.parts.child(part).thaw()
             case "drain":
                 await asyncio.to_thread(self.parts.child(part).popen.wait, DRAIN_S)
-                await self.parts.restart(part)
+                await self._restart(part)
             case "kill" | "rewind":
-                await self.parts.restart(part)
+                await self._restart(part)
+            case "failover":
+                assert self.redis is not None and self._failing is not None
+                await self._failing
+                await self.redis.failed_over()
             case _:
                 for link in self._links(part):
                     link.heal()
+
+    async def _restart(self, part: str) -> None:
+        """Again and again, as a kubelet does: a router that does not find its Redis ends."""
+        for _ in range(STARTS):
+            try:
+                await self.parts.restart(part)
+            except AssertionError:
+                if self.parts.child(part).alive:
+                    raise
+                await asyncio.sleep(0.3)
+            else:
+                return
+        await self.parts.restart(part)
 
     def _links(self, part: str) -> list[Proxy]:
         """Clients of both interfaces share their fate."""
@@ -143,32 +187,44 @@ class ChaosMesh:
 
     def _rewind(self, count: int) -> None:
         """Take Redis's last transactions from it, as a loss of power or a failover does. It must not run."""
-        data = self.parts.redis.changes.read_bytes()
-        ends = [end for _, end in transactions(data, self._read)]
-        cut = ends[-count - 1] if len(ends) > count else self._read
-        self._note(data[:cut])
-        with self.parts.redis.changes.open("r+b") as file:
+        path = self.parts.redis.changes
+        data, start = path.read_bytes(), self._read.get(path, 0)
+        ends = [end for _, end in transactions(data, start)]
+        cut = ends[-count - 1] if len(ends) > count else start
+        self._note(path, data[:cut])
+        with path.open("r+b") as file:
             file.truncate(cut)
 
     # What can be seen of it from outside.
 
-    def _note(self, data: bytes) -> None:
-        for lot, end in transactions(data, self._read):
-            self._commits += self._records.apply(lot)
-            self._read = end
+    def _note(self, path: Path, data: bytes) -> None:
+        for lot, end in transactions(data, self._read.get(path, 0)):
+            made = self._records.apply(lot)
+            self._commits += [commit for commit in made if not commit.sequence.startswith(ALONE)]
+            self._read[path] = end
 
     def commits(self) -> list[Commit]:
         """What Redis was told of the records since this was asked last; of each, what was known last comes first."""
-        self._note(self.parts.redis.changes.read_bytes())
+        for path in self.redis.witnesses() if self.redis is not None else [self.parts.redis.changes]:
+            self._note(path, path.read_bytes())
         fresh, self._commits = self._commits, []
         first = {commit.sequence: self._last[commit.sequence] for commit in fresh if commit.sequence in self._last}
         self._last |= {commit.sequence: commit for commit in fresh}
         return [*first.values(), *fresh]
 
-    def leftovers(self, sequences: list[str], held: bool) -> Mapping[str, str]:
+    def _client(self) -> Any:
+        return (
+            self.redis.client()
+            if self.redis is not None
+            else valkey.Valkey(HOST, self.parts.redis.port, socket_timeout=5)
+        )
+
+    def leftovers(self, sequences: list[str], held: bool, forgetful: bool = False) -> Mapping[str, str]:
         """What is not free though all these sequences have ended: what it is -> where. Blocking.
 
         ``held``: levels must not hold anything of them either (they may for a while: a router may come back).
+        ``forgetful``: Redis lost writes. Where the router died as well that had written an end which is lost, nobody is
+        there to write it again, and the record expires like any orphan's.
         """
         found: dict[str, str] = {}
         for name, router in self.parts.routers.items():
@@ -179,7 +235,7 @@ class ChaosMesh:
                 found[f"{calls:g} running calls"] = name
             if held and (count := level.gauge("specrouter_level_sequences_held")):
                 found[f"{count:g} held sequences"] = name
-        with valkey.Valkey(HOST, self.parts.redis.port, socket_timeout=5) as client:
+        with self._client() as client:
             for sequence in sequences:
                 state, *ttls = (
                     client.pipeline()
@@ -189,7 +245,9 @@ class ChaosMesh:
                     .ttl(f"specrouter:{{{sequence}}}:spec")
                     .execute()
                 )
-                if state and state.get(b"finish", b"0") == b"0":
+                owner = state.get(b"owner", b"").decode()
+                orphan = forgetful and not client.exists(family_key("test", f"lease:{owner}"))
+                if state and state.get(b"finish", b"0") == b"0" and not orphan:
                     found[f"its record has no end: {state}"] = sequence
                 if -1 in ttls:
                     found[f"its record lives for ever: {ttls}"] = sequence

@@ -1,4 +1,4 @@
-"""One episode: requests run, one fault happens to them, everything must come out right."""
+"""One episode: requests run, one fault or several happen to them, everything must come out right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from changes import Commit
 from chaos_mesh import ChaosMesh
-from faults import TRIGGER_S, Plan
+from faults import TRIGGER_S, Fault, Plan
 from history import Problem, judge, judge_late
 
 from follower import Follower
@@ -18,6 +18,17 @@ from sighting import Broke, Event, GaveUp, Got, Opened
 TOGETHER = 32  # requests that run at once
 PATIENCE_S = 60.0  # of a client
 FREE_S = 10.0  # until nothing is left of ended sequences
+TICK_S = 0.1
+STILL_S = 3.0  # a tick that takes longer: this process itself, which is the network and all clients, stood still
+
+
+@dataclass(frozen=True)
+class Blow:
+    """A fault as it was: whether its event came, from when to when it lasted."""
+
+    cued: bool
+    struck: float
+    mended: float
 
 
 @dataclass
@@ -25,11 +36,12 @@ class Outcome:
     """What came of a plan."""
 
     plan: Plan
-    faulted: int  # sequences that ran while the fault did
+    faulted: int  # sequences that ran while a fault did
     broken: int  # connections that broke
     gap_s: float  # the longest a client waited between two tokens
     seconds: float
-    cued: bool  # the fault came by its event
+    still_s: float  # the longest time for which the test itself did nothing
+    cued: tuple[bool, ...]  # of each fault: whether it came by its event
     problems: list[Problem]
     events: list[Event] = field(repr=False)
     commits: list[Commit] = field(repr=False)
@@ -43,6 +55,7 @@ async def run(mesh: ChaosMesh, plan: Plan, together: int = TOGETHER) -> Outcome:
     """Do it."""
     begin = time.monotonic()
     problems = late(mesh)
+    await mesh.truth.learn(plan.asks, *mesh.entrances)
     mesh.asks |= {ask.name: ask for ask in plan.asks}
     events: list[Event] = []
     gate = asyncio.Semaphore(together)
@@ -52,47 +65,76 @@ async def run(mesh: ChaosMesh, plan: Plan, together: int = TOGETHER) -> Outcome:
             async with gate:
                 await follower.follow(plan.asks[number], PATIENCE_S)
 
+        over = asyncio.Event()
+        watch = asyncio.create_task(_still(over))
         async with asyncio.TaskGroup() as group:
-            fault = group.create_task(_fault(mesh, plan))
+            faults = group.create_task(_faults(mesh, plan))
             for number in range(len(plan.asks)):
                 group.create_task(one(number))
-    cued, struck, mended = fault.result()
+    over.set()
+    await watch
+    blows = faults.result()
     problems += await _left(mesh, plan)
     problems += [Problem("traced", part, what) for part, what in mesh.tracebacks()]
     commits = mesh.commits()
-    problems += judge(plan.asks, events, commits)
+    problems += judge(plan.asks, events, commits, mesh.truth)
     spans = _spans(events)
     return Outcome(
         plan=plan,
-        faulted=sum(first < mended and last > struck for first, last, _ in spans.values()),
+        faulted=sum(
+            any(first < blow.mended and last > blow.struck for blow in blows) for first, last, _ in spans.values()
+        ),
         broken=sum(isinstance(event, Broke) for event in events),
         gap_s=max((gap for *_, gap in spans.values()), default=0.0),
         seconds=time.monotonic() - begin,
-        cued=cued,
+        still_s=watch.result(),
+        cued=tuple(blow.cued for blow in blows),
         problems=problems,
         events=events,
         commits=commits,
     )
 
 
+async def _still(over: asyncio.Event) -> float:
+    """The longest time, until it is over, in which this process did not get to run."""
+    longest, last = 0.0, time.monotonic()
+    while not over.is_set():  # the time between is what is measured
+        await asyncio.sleep(TICK_S)
+        now = time.monotonic()
+        longest, last = max(longest, now - last - TICK_S), now
+    return longest
+
+
 def late(mesh: ChaosMesh) -> list[Problem]:
     """What was done to the records of earlier episodes after their end, by an owner that woke up, for example."""
-    return judge_late(mesh.asks, mesh.commits())
+    return judge_late(mesh.asks, mesh.commits(), mesh.truth)
 
 
-async def _fault(mesh: ChaosMesh, plan: Plan) -> tuple[bool, float, float]:
-    """Returns whether its event came, and from when to when it lasted."""
-    cued, struck = await mesh.strike(plan.fault, TRIGGER_S)
-    await asyncio.sleep(plan.fault.seconds)
-    await mesh.mend(plan.fault)
-    return cued, struck, time.monotonic()
+async def _faults(mesh: ChaosMesh, plan: Plan) -> list[Blow]:
+    """The first, and when it has happened the others, which wait for their own events."""
+    first, *others = plan.faults
+    struck = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        blows = [group.create_task(_fault(mesh, first, struck))]
+        await struck.wait()
+        blows += [group.create_task(_fault(mesh, other, asyncio.Event())) for other in others]
+    return [blow.result() for blow in blows]
+
+
+async def _fault(mesh: ChaosMesh, fault: Fault, happened: asyncio.Event) -> Blow:
+    cued, struck = await mesh.strike(fault, TRIGGER_S)
+    happened.set()
+    await asyncio.sleep(fault.seconds)
+    await mesh.mend(fault)
+    return Blow(cued, struck, time.monotonic())
 
 
 async def _left(mesh: ChaosMesh, plan: Plan) -> list[Problem]:
     """What is still not free after ``FREE_S``."""
     limit = time.monotonic() + FREE_S
     names = [ask.name for ask in plan.asks]
-    while left := await asyncio.to_thread(mesh.leftovers, names, False):
+    forgetful = any(fault.kind in ("rewind", "failover") for fault in plan.faults)
+    while left := await asyncio.to_thread(mesh.leftovers, names, False, forgetful):
         if time.monotonic() > limit:
             return [Problem("leaked", where, what) for what, where in left.items()]
         await asyncio.sleep(0.1)
@@ -116,9 +158,9 @@ def _spans(events: Sequence[Event]) -> dict[str, tuple[float, float, float]]:
 
 def story(outcome: Outcome) -> str:
     """All that is known of the sequences with a problem, for people."""
-    lines = [
-        f"episode {outcome.plan.seed}: {outcome.plan.fault}; its event {'came' if outcome.cued else 'did not come'}"
-    ]
+    lines = [f"episode {outcome.plan.seed} of {outcome.plan.world}: {outcome.plan.name}"]
+    for fault, cued in zip(outcome.plan.faults, outcome.cued, strict=True):
+        lines.append(f"{fault}; its event {'came' if cued else 'did not come'}")
     lines += [f"{problem.kind} {problem.sequence}: {problem.what}" for problem in outcome.problems]
     begin = min((event.at for event in outcome.events), default=0.0)
     for name in list(dict.fromkeys(problem.sequence for problem in outcome.problems))[:3]:

@@ -15,7 +15,7 @@ afterwards, by rules that know nothing of how the system works:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -25,6 +25,7 @@ from language import Expected, expected
 from sighting import Ask, Broke, Ended, Event, GaveUp, Got, Opened
 
 Item = TypeVar("Item", Event, Commit)
+Truth = Callable[[Ask], Expected]  # what the target alone says to it
 Kind = Literal["wrong", "lost", "doubled", "fenced", "rounds", "leaked", "traced"]
 
 
@@ -37,12 +38,14 @@ class Problem:
     what: str
 
 
-def judge(asks: Iterable[Ask], events: Sequence[Event], commits: Sequence[Commit]) -> list[Problem]:
+def judge(
+    asks: Iterable[Ask], events: Sequence[Event], commits: Sequence[Commit], truth: Truth = expected
+) -> list[Problem]:
     """All problems of these sequences. ``events`` in the order of each client, ``commits`` in Redis's."""
     seen, changes = _by_sequence(events), _by_sequence(commits)
     problems: list[Problem] = []
     for ask in asks:
-        whole = expected(ask)
+        whole = truth(ask)
         for kind, what in [
             *judge_streams(seen.get(ask.name, []), whole),
             *judge_end(ask, seen.get(ask.name, []), whole),
@@ -52,12 +55,12 @@ def judge(asks: Iterable[Ask], events: Sequence[Event], commits: Sequence[Commit
     return problems
 
 
-def judge_late(asks: Mapping[str, Ask], commits: Iterable[Commit]) -> list[Problem]:
+def judge_late(asks: Mapping[str, Ask], commits: Iterable[Commit], truth: Truth = expected) -> list[Problem]:
     """Changes that were made when their sequences had been judged already."""
     return [
         Problem(kind, name, what)
         for name, changes in _by_sequence(commits).items()
-        for kind, what in judge_record(changes, expected(asks[name]))
+        for kind, what in judge_record(changes, truth(asks[name]))
     ]
 
 
@@ -128,7 +131,7 @@ def judge_record(commits: Iterable[Commit], whole: Expected) -> Iterable[tuple[K
     for commit in commits:
         if commit.tokens != whole.tokens[: len(commit.tokens)]:
             yield "wrong", f"the record of epoch {commit.epoch}, round {commit.round} holds {bytes(commit.tokens)!r}"
-        if last is not None:
+        if last is not None and commit.life == last.life:
             if commit.epoch < last.epoch:
                 yield "fenced", f"a write of epoch {commit.epoch} after one of epoch {last.epoch}"
             elif commit.epoch == last.epoch:

@@ -59,3 +59,21 @@ def asks(seed: str, count: int, least: int = 20, most: int = 60) -> list[Ask]:
             ask = replace(ask, interface="rest")
         made.append(ask)
     return made
+
+
+def model_asks(seed: str, count: int) -> list[Ask]:
+    """Requests for the small random models: prompts of one block of KV and more, both temperatures, all ways."""
+    dice = random.Random(seed)
+    return [
+        Ask(
+            name=f"{seed}:{number}",
+            prompt=tuple(dice.choices(range(3, 96), k=dice.choice((5, 70, 140)))),
+            max_tokens=dice.randint(20, 60),
+            seed=dice.getrandbits(53),
+            temperature=(0.0, 0.8)[number % 2],
+            mode=dice.choice(("", "overlapped", "lockstep")),
+            chain=dice.choice(((), ("draft", "target"), ("target",))),
+            interface=dice.choice(("grpc", "grpc", "rest")),
+        )
+        for number in range(count)
+    ]

@@ -18,8 +18,25 @@ HOST = "127.0.0.1"
 CHUNK = 1 << 16
 SLOW_CHUNK = 256  # bytes let through at once where the bandwidth is limited
 
+LATE_S = 0.001  # after a chunk was passed on, somebody works on it
+
 Way = Literal["up", "down"]  # up: from the one who connects to the server
 WAYS: tuple[Way, Way] = ("up", "down")
+
+
+Sort = Callable[["Way", bytes], str]  # what a chunk is: the step of the protocol that it makes, "" for none
+
+
+@dataclass(slots=True, eq=False)
+class Alarm:
+    """Somebody is told of the ``left``-th chunk from now on that makes ``step`` ("" = of any): before or after it is
+    passed on.
+    """
+
+    left: int
+    act: Callable[[], None]
+    step: str = ""
+    late: bool = False
 
 
 @dataclass(slots=True)
@@ -29,22 +46,28 @@ class _Direction:
     delay: float = 0.0  # seconds
     rate: float = 0.0  # bytes per second; 0 = no limit
     open: asyncio.Event = field(default_factory=asyncio.Event)
-    seen: int = 0  # chunks
-    alarm: tuple[int, Callable[[], None]] | None = None  # at which chunk somebody is told
+    alarms: list[Alarm] = field(default_factory=list)
 
-    def count(self) -> None:
-        """A chunk came; nothing of it has been passed on yet."""
-        self.seen += 1
-        if self.alarm is not None and self.seen >= self.alarm[0]:
-            act = self.alarm[1]
-            self.alarm = None
-            act()
+    def count(self, step: str) -> list[Alarm]:
+        """A chunk came, and nothing of it has been passed on yet. Returns who is to be told afterwards."""
+        due = []
+        for alarm in list(self.alarms):
+            if alarm.step in ("", step):
+                alarm.left -= 1
+                if alarm.left <= 0:
+                    self.alarms.remove(alarm)
+                    due.append(alarm)
+        for alarm in due:
+            if not alarm.late:
+                alarm.act()
+        return [alarm for alarm in due if alarm.late]
 
 
 class Proxy:
-    """Forwards its port to ``address`` (host:port)."""
+    """Forwards its port to ``address`` (host:port). ``sort`` says what a chunk is."""
 
-    def __init__(self, name: str, address: str) -> None:
+    def __init__(self, name: str, address: str, sort: Sort = lambda _way, _data: "") -> None:
+        self._sort = sort
         self.name = name
         self.address = ""  # its own, once it has started
         self.connections = 0  # so far
@@ -108,15 +131,19 @@ class Proxy:
             with suppress(OSError, RuntimeError):
                 writers[WAYS.index(way)].write_eof()
 
-    def after(self, chunks: int, way: Way, act: Callable[[], None]) -> None:
-        """``act`` is called when so many more chunks have come this way, before the last of them is passed on."""
-        direction = self._ways[way]
-        direction.alarm = (direction.seen + chunks, act)
+    def after(self, chunks: int, way: Way, act: Callable[[], None], step: str = "", *, late: bool = False) -> Alarm:
+        """``act`` is called when so many more chunks (of this step) have come this way: before the last of them is
+        passed on, or, ``late``, a millisecond after that.
+        """
+        alarm = Alarm(chunks, act, step, late)
+        self._ways[way].alarms.append(alarm)
+        return alarm
 
-    def forget_alarms(self) -> None:
+    def forget(self, alarm: Alarm) -> None:
         """Nobody is told any more."""
         for direction in self._ways.values():
-            direction.alarm = None
+            if alarm in direction.alarms:
+                direction.alarms.remove(alarm)
 
     # Forwarding.
 
@@ -152,13 +179,15 @@ class Proxy:
     async def _forward(self, way: Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         direction = self._ways[way]
         while data := await reader.read(SLOW_CHUNK if direction.rate else CHUNK):
-            direction.count()
+            late = direction.count(self._sort(way, data))
             if direction.delay:
                 await asyncio.sleep(direction.delay)
             if direction.rate:
                 await asyncio.sleep(len(data) / direction.rate)
             await direction.open.wait()
             writer.write(data)
+            for alarm in late:
+                asyncio.get_running_loop().call_later(LATE_S, alarm.act)
             await writer.drain()
         await direction.open.wait()
         writer.write_eof()

@@ -1,4 +1,4 @@
-"""A short run with fixed seeds: each kind of fault once, on one mesh. The long one is `make chaos`.
+"""A short run with fixed seeds: each kind of fault once, often with others. The long one is `make chaos`.
 
 To run one of them again: python tests/chaos/run.py --seed SEED --episode NUMBER; see docs/chaos.md.
 """
@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from chaos_mesh import ChaosMesh
 from episode import run, story
-from faults import FAULTS, plan
+from faults import FAULTS, Plan, World, plan
+from steps import STEPS
 
 SEED = 1
 SEQUENCES = 24
 SHORT_S = 1.0  # a fault lasts so long at most, but for those that are to be noticed
 NOTICED = ("freeze level", "freeze router", "blackhole level link")
-EPISODES = [
-    (number, f"{kind} {where}") for number, (kind, where) in enumerate(FAULTS) if kind not in ("latency", "slow")
-]
+SLOW_KINDS = ("latency", "slow")  # seen to be harmless every time
+EPISODES = [number for number, (kind, _) in enumerate(FAULTS) if kind not in SLOW_KINDS]
 
 pytestmark = pytest.mark.timeout(400)  # the mesh starts within the first test
 
@@ -31,18 +32,38 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ChaosM
         yield made
 
 
+def short(planned: Plan) -> Plan:
+    """As it is, but over sooner."""
+    faults = [
+        fault if fault.name in NOTICED else replace(fault, seconds=min(fault.seconds, SHORT_S))
+        for fault in planned.faults
+    ]
+    return replace(planned, faults=tuple(faults))
+
+
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.parametrize(("number", "name"), EPISODES, ids=[name for _, name in EPISODES])
-async def test_nothing_is_wrong_lost_or_doubled(mesh: ChaosMesh, number: int, name: str) -> None:
-    planned = plan(SEED, number, SEQUENCES)
-    if name not in NOTICED:
-        planned = replace(planned, fault=replace(planned.fault, seconds=min(planned.fault.seconds, SHORT_S)))
-    outcome = await run(mesh, planned)
+@pytest.mark.parametrize("number", EPISODES, ids=[plan(SEED, number, 1).name for number in EPISODES])
+async def test_nothing_is_wrong_lost_or_doubled(mesh: ChaosMesh, number: int) -> None:
+    """An episode of an odd number has another fault or two at once."""
+    outcome = await run(mesh, short(plan(SEED, number, SEQUENCES)))
     assert not outcome.problems, story(outcome)
     assert outcome.faulted
 
 
-def test_every_kind_of_fault_has_its_episode_and_a_seed_its_plan() -> None:
-    kinds = {(plan(SEED, number, 1).fault.kind, plan(SEED, number, 1).fault.where) for number in range(len(FAULTS))}
-    assert kinds == set(FAULTS)
+@pytest.mark.parametrize(("world", "numbers"), [("sentinel", (0,)), ("cluster", (1,)), ("models", (0, 5))])
+async def test_nor_with_other_redises_and_with_models(tmp_path: Path, world: World, numbers: tuple[int, ...]) -> None:
+    async with ChaosMesh(tmp_path, world) as mesh:
+        for number in numbers:
+            outcome = await run(mesh, short(plan(SEED, number, SEQUENCES, world=world)))
+            assert not outcome.problems, story(outcome)
+            assert outcome.faulted
+
+
+def test_every_kind_of_fault_and_every_step_has_its_episode_and_a_seed_its_plan() -> None:
+    plans = [plan(SEED, number, 1) for number in range(2 * len(FAULTS))]
+    assert {fault.name for one in plans for fault in one.faults[:1]} == {" ".join(fault) for fault in FAULTS}
+    assert {fault.moment for one in plans for fault in one.faults} == {
+        f"{when} {step}" for when in ("before", "during") for step in STEPS
+    }
+    assert {len(one.faults) for one in plans} == {1, 2, 3}
     assert plan(SEED, 3, 5) == plan(SEED, 3, 5) != plan(SEED + 1, 3, 5)

@@ -101,6 +101,11 @@ def test_a_late_write_of_an_old_owner_is_seen() -> None:
     assert {problem.kind for problem in judge_late({"s": ASK}, [COMMITS[-1], commit(1, 9, 12)])} == {"fenced"}
 
 
+def test_a_record_that_expired_begins_anew() -> None:
+    assert kinds(GOOD, [COMMITS[2], commit(1, 1, 3)]) == {"fenced"}
+    assert not kinds(GOOD, [COMMITS[2], replace(commit(1, 1, 3), life=1)])
+
+
 def test_a_cancelled_text_is_a_part_of_the_whole() -> None:
     ask = replace(ASK, cancel_after=2)
     end = Ended(0.0, "s", 1, "cancelled", 4, "")
