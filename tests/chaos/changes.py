@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from specrouter_core.record import unpack
 
 KEY = re.compile(rb"specrouter:\{([^}]+)\}:(state|tokens|spec)")
+GONE = (b"DEL", b"UNLINK")
 HARMLESS = {b"EXPIRE", b"PEXPIRE", b"PEXPIREAT", b"EXPIREAT", b"SELECT"}
 
 
@@ -27,7 +28,7 @@ class Commit:
     owner: str
     finish: int
     tokens: tuple[int, ...]
-    life: int = 0  # how often there had been such a record before, that expired or was evicted
+    life: int = 0  # how often before a part of the record had expired
 
 
 @dataclass
@@ -66,15 +67,17 @@ class Records:
     def apply(self, transaction: list[list[bytes]]) -> list[Commit]:
         """Make the changes; returns the records that they touched, as they are then. Raises ValueError."""
         touched: dict[str, None] = {}
+        expired = all(command[0].upper() in GONE for command in transaction)  # no script only deletes
         for command in transaction:
             name, *arguments = command
             found = [match for argument in arguments[:1] if (match := KEY.fullmatch(argument))]
-            if name.upper() in (b"DEL", b"UNLINK"):
+            if name.upper() in GONE:
                 found = [match for argument in arguments if (match := KEY.fullmatch(argument))]
             for match in found:
                 sequence, part = match[1].decode(), match[2].decode()
                 if self._change(sequence, part, name.upper(), arguments):
                     touched[sequence] = None
+                    self._records[sequence].life += expired
         return [commit for sequence in touched if (commit := self._commit(sequence)) is not None]
 
     def _change(self, sequence: str, part: str, name: bytes, arguments: list[bytes]) -> bool:
@@ -88,7 +91,6 @@ class Records:
                 record.state.update(zip(fields, arguments[2::2], strict=True))
             case "state", (b"DEL" | b"UNLINK"):
                 record.state.clear()
-                record.life += 1
             case "tokens", b"APPEND":
                 record.tokens += arguments[1]
             case "tokens", b"SET":

@@ -7,7 +7,6 @@ the file of the replica which took over; what its master had and it had not is l
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,10 +15,6 @@ from typing import Any, Protocol
 import valkey
 
 from processes import HOST, until
-from processes import Valkey as Single
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "router"))
-
 from redis_kinds import Server, cluster, sentinels
 
 KEPT = ('save ""', "appendonly yes", "appendfsync everysec", "auto-aof-rewrite-percentage 0")
@@ -125,6 +120,3 @@ def _file(server: Server) -> Path:
     (manifest,) = folder.glob("*.manifest")
     lines = [line.split() for line in manifest.read_text().splitlines()]
     return folder / [words[1] for words in lines if words[-1] == "i"][-1]
-
-
-__all__ = ["Cluster", "RedisSet", "Sentinels", "Single"]

@@ -106,6 +106,14 @@ def test_a_snapshot_from_before_is_noticed_and_healed(redis: Redis, serving: Rou
     assert stream.since(stream.ids[len(stream.ids) // 2]).resume(other).text == whole.text
 
 
+def test_half_a_record_is_none(redis: Redis, serving: Router, other: Router) -> None:
+    """Redis may evict, or expire, the tokens before the rest: an ended text must not seem to be shorter than it was."""
+    stream = Stream().start(serving, **LONG | {"max_tokens": 20})
+    assert stream.done and until(lambda: redis.finish(stream.sequence) == b"2")
+    redis.client().delete(f"specrouter:{{{stream.sequence}}}:tokens")
+    assert Stream(stream.sequence).resume(other).statuses == [404]
+
+
 def test_a_router_dies_after_redis_lost_the_last_writes(fragile: Mesh, redis: Redis, other: Router) -> None:
     """Its client has more than the record: the rest is what it would have been."""
     doomed = fragile.router("lockstep", redis_url=f"redis://127.0.0.1:{PORT}")

@@ -3,7 +3,7 @@
 A sequence has three keys under one hash tag, so that they live on one node of a cluster:
 
     specrouter:{ID}:spec     SequenceSpec, serialized; written once
-    specrouter:{ID}:state    hash of epoch, round, owner, finish
+    specrouter:{ID}:state    hash of epoch, round, owner, finish; of an ended one also length, in bytes of tokens
     specrouter:{ID}:tokens   committed tokens, 4 bytes each, appended to
 
 Who may write is decided by (epoch, owner). A higher epoch always wins: after a Redis lost its last writes it may
@@ -32,6 +32,7 @@ else
 end
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'round', ARGV[5], 'owner', ARGV[9], 'finish', ARGV[7])
 if ARGV[6] ~= '' then redis.call('APPEND', KEYS[2], ARGV[6]) end
+if ARGV[7] ~= '0' then redis.call('HSET', KEYS[1], 'length', redis.call('STRLEN', KEYS[2])) end
 redis.call('EXPIRE', KEYS[1], ARGV[8])
 redis.call('EXPIRE', KEYS[2], ARGV[8])
 return 2 - redis.call('EXPIRE', KEYS[3], ARGV[8])

@@ -38,15 +38,23 @@ class Records:
         self._address = address
 
     async def read(self, sequence: str) -> state_pb2.SequenceRecord | None:
-        """A record, None where there is none. While its owner writes, ``round`` may be behind ``tokens``."""
+        """A record, None where there is none, or only a part. While its owner writes, ``round`` may be behind."""
         state, tokens, spec = keys(sequence)
         commands: list[Command] = [
-            ("HMGET", state, "epoch", "round", "finish", "owner"),  # first: when it has ended, the tokens are complete
+            (
+                "HMGET",
+                state,
+                "epoch",
+                "round",
+                "finish",
+                "owner",
+                "length",
+            ),  # first: when it has ended, the tokens are complete
             ("GET", tokens),
             ("GET", spec),
         ]
-        (epoch, round_, finish, owner), packed, blob = await self.ask(commands)
-        if blob is None or epoch is None:
+        (epoch, round_, finish, owner, length), packed, blob = await self.ask(commands)
+        if blob is None or epoch is None or len(packed or b"") < int(length or 0):
             return None
         try:
             return state_pb2.SequenceRecord(
@@ -65,12 +73,12 @@ class Records:
         commands: list[Command] = []
         for sequence, count in known:
             state, tokens, _ = keys(sequence)
-            commands.append(("HMGET", state, "epoch", "owner", "finish"))
+            commands.append(("HMGET", state, "epoch", "owner", "finish", "length"))
             commands.append(("GETRANGE", tokens, count * TOKEN_BYTES, -1))
         results = iter(await self.ask(commands))
         found: list[Progress | None] = []
-        for (epoch, owner, finish), packed in zip(results, results, strict=True):
-            if epoch is None:
+        for (_, count), (epoch, owner, finish, length), packed in zip(known, results, results, strict=True):
+            if epoch is None or count * TOKEN_BYTES + len(packed) < int(length or 0):  # its tokens were evicted
                 found.append(None)
                 continue
             whole = packed[: len(packed) // TOKEN_BYTES * TOKEN_BYTES]
