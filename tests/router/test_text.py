@@ -54,9 +54,10 @@ def test_chats_are_rendered_by_the_template(real: FileTokenizer) -> None:
 def test_what_can_not_be_loaded_says_so(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
         tokenizer.load(str(tmp_path))
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(TokenizerError, match="tokenizer"):
-        tokenizer.load(str(tmp_path))
+    for broken in ("{}", "[]", '{"model": ', '{"version": "1.0", "added_tokens": [], "model": {"type": "none"}}'):
+        (tmp_path / "tokenizer.json").write_text(broken)
+        with pytest.raises(TokenizerError, match="tokenizer"):
+            tokenizer.load(str(tmp_path))
 
 
 @settings(max_examples=200, deadline=None)

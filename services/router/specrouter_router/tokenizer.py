@@ -106,7 +106,7 @@ class FileTokenizer:
             raise TokenizerError(f"tokenizer: {directory} has no tokenizer.json")
         try:
             self._chat: Any = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # whatever the file holds; tokenizers' parser raises bare Exceptions
             raise TokenizerError(f"tokenizer: {directory}: {error}") from error
         self._codec: Any = self._chat.backend_tokenizer
         self._codec.no_truncation()
