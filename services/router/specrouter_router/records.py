@@ -13,6 +13,7 @@ from specrouter_core.record import TOKEN_BYTES, unpack
 from specrouter_router.record_scripts import END, TAKE, TTL_S, keys
 from specrouter_router.redis_wire import LOST, Command, Wire, line
 
+CLAIM_MS = 1000  # so long a name is kept for a router that is about to start its sequence
 FINISHES = {int(value): value for value in router_pb2.Finish.values()}
 
 
@@ -67,6 +68,13 @@ class Records:
             )
         except (DecodeError, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"the record of {sequence} is broken: {line(error)}") from error
+
+    async def claim(self, sequence: str) -> bool:
+        """Be the one that starts a sequence of this name. False: somebody is about to, or has.
+
+        A claim that nothing comes of, since the request is refused, lapses.
+        """
+        return bool((await self.ask([("SET", keys(sequence)[2], b"", "NX", "PX", CLAIM_MS)]))[0])
 
     async def progress(self, known: Sequence[tuple[str, int]]) -> list[Progress | None]:
         """Of sequences with the number of tokens known already: what there is now, None where there is nothing."""

@@ -44,6 +44,8 @@ TOKENIZE_S = 30.0
 START_S = 120.0  # so long levels may take to come up
 CHECK_S = 0.4  # a sequence that writes nothing for so long asks whether it is still this router's
 HAND_OVER_S = 1.0  # for the last writes of a router that stops
+CLAIM_S = 2.0  # so long a request waits for another router that starts its sequence: longer than a claim lasts
+CLAIM_AGAIN_S = 0.01
 SHORT_S = 5.0  # a loss of Redis that is no longer is ridden out
 
 
@@ -255,9 +257,23 @@ class Router:
 
     async def open(self, request: Request, prompt_field: str = "prompt") -> Found:
         """Start a sequence, or find that of the name which the request brings. Raises RefusedError."""
-        if request.name and (found := await self._repeated(request)) is not None:
-            return found
+        if not request.name:
+            return _found(self.submit(request, prompt_field))
+        until = self._loop.time() + CLAIM_S
+        while self._loop.time() < until:  # then whoever claimed it is gone; if not, the epochs let one of the two write
+            if (found := await self._repeated(request)) is not None:
+                return found
+            if await self._claimed(request.name):
+                break
+            await asyncio.sleep(CLAIM_AGAIN_S)
         return _found(self.submit(request, prompt_field))
+
+    async def _claimed(self, name: str) -> bool:
+        """Whether the sequence of this name is this router's to start, lest two routers do so at once."""
+        try:
+            return await self.store.records.claim(name)
+        except StoreError:  # nobody else can be asked
+            return True
 
     async def _repeated(self, request: Request) -> Found | None:
         try:

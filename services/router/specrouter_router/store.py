@@ -21,6 +21,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from specrouter.v1 import router_pb2, state_pb2
 from specrouter_core.record import TOKEN_BYTES, pack
 from specrouter_family import redis_url
+from specrouter_router.ending import end
 from specrouter_router.metrics import Metrics
 from specrouter_router.record_scripts import APPEND, TTL_S, keys
 from specrouter_router.records import FINISHES, Records, StoreError
@@ -136,9 +137,7 @@ class RedisStore:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SOCKET_S):
                         await self._empty.wait()
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
         await self.redis.close()
 
     def write(self, record: Record) -> None:
