@@ -20,7 +20,6 @@ out. Another that learns nothing makes the same texts once with each static plan
 
 A phase's plans within 10 % of its best, and the target alone, are measured once more, and the mean counts: else the
 least of a dozen would be the luckiest. static_noise: the largest deviation of one measurement from its mean.
-
 Results are written after each phase; what is left out of a run (``--parts``, ``--phases``, no ``--hops``) is kept.
 
     .venv/bin/python benchmarks/adaptive.py [--family stub] [--seconds 10] [--hops 0.3 1 5] [--parts adaptive]
