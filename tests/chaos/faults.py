@@ -13,7 +13,7 @@ from steps import OF_CLIENTS, OF_RECORDS, STEPS, WAYS_OF, Step
 from replicated import REPLICAS, ROUTERS
 from sighting import Ask
 
-TRIGGER_S = 1.0  # a fault whose event does not come comes by itself
+TRIGGER_S = 0.4  # a fault whose event does not come comes by itself
 
 World = Literal["stub", "models", "sentinel", "cluster"]
 Kind = Literal[

@@ -20,8 +20,9 @@ SEED = 1
 SEQUENCES = 24
 SHORT_S = 1.0  # a fault lasts so long at most, but for those that are to be noticed
 NOTICED = ("freeze level", "freeze router", "blackhole level link")
-SLOW_KINDS = ("latency", "slow")  # seen to be harmless every time
-EPISODES = [number for number, (kind, _) in enumerate(FAULTS) if kind not in SLOW_KINDS]
+LONG_RUN_ONLY = ("latency", "slow", "half-close", "one way")  # as a first fault: milder forms of others
+EPISODES = [number for number, (kind, _) in enumerate(FAULTS) if kind not in LONG_RUN_ONLY]
+SOON = 5  # chunks until a fault: there are few requests
 
 pytestmark = pytest.mark.timeout(400)  # the mesh starts within the first test
 
@@ -33,9 +34,13 @@ async def mesh(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ChaosM
 
 
 def short(planned: Plan) -> Plan:
-    """As it is, but over sooner."""
+    """As it is, but sooner there, and sooner over."""
     faults = [
-        fault if fault.name in NOTICED else replace(fault, seconds=min(fault.seconds, SHORT_S))
+        replace(
+            fault,
+            seconds=fault.seconds if fault.name in NOTICED else min(fault.seconds, SHORT_S),
+            count=min(fault.count, SOON),
+        )
         for fault in planned.faults
     ]
     return replace(planned, faults=tuple(faults))
@@ -50,7 +55,7 @@ async def test_nothing_is_wrong_lost_or_doubled(mesh: ChaosMesh, number: int) ->
     assert outcome.faulted
 
 
-@pytest.mark.parametrize(("world", "numbers"), [("sentinel", (0,)), ("cluster", (1,)), ("models", (0, 5))])
+@pytest.mark.parametrize(("world", "numbers"), [("sentinel", (0,)), ("cluster", (1,)), ("models", (5,))])
 async def test_nor_with_other_redises_and_with_models(tmp_path: Path, world: World, numbers: tuple[int, ...]) -> None:
     async with ChaosMesh(tmp_path, world) as mesh:
         for number in numbers:
