@@ -52,8 +52,7 @@ def test_running_sequences_bring_more_routers(release: Release) -> None:
         status: dict[str, object] = release.get("hpa", "mesh-specrouter-router")["status"]
         return status
 
-    until(lambda: "currentMetrics" in scaler(), 90)
-    assert scaler()["desiredReplicas"] == 1
+    until(lambda: scaler().get("currentMetrics") and scaler()["desiredReplicas"] == 1, 90)
 
     def stream(seed: int) -> Streamed:
         return rest(through, Request("Name three rivers.", TOKENS, seed, chain=("target",)))

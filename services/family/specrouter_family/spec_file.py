@@ -52,6 +52,8 @@ def explain(error: ValidationError) -> str:
             what = "unknown field"
         elif fault["type"] == "string_type" and where.endswith("step_ms"):
             what = 'must be a quoted string, as "1:2.5" (YAML takes 1:2.5 for a number)'
-        named = fault["type"] == "value_error" and FIELD_FIRST.match(what)  # by a validator of several fields
+        named = FIELD_FIRST.match(what) if fault["type"] == "value_error" else None  # by a validator of several fields
+        if named and fault["loc"] and named[0][:-2].replace("-", "_") == fault["loc"][-1]:  # or by what reads this one
+            what, named = what[named.end() :], None
         faults.append(f"{where}{'.' if named else ': '}{what}" if where else what)
     return "; ".join(faults)
