@@ -3,7 +3,7 @@
 Stub levels (``--family stub``): real processes with step times as on GPUs (2.5, 9 and 35 ms for few rows) whose
 agreement and speed are changed while they run. From 16 rows on the target is bound by compute, as a model with 4-bit
 weights is: there a wrong guess costs what a token costs, and no one plan is good everywhere. The demo family
-(``--family demo``): easy text is copied from the prompt, hard text is free.
+(``--family demo``): real models, and a lookup as the draft; easy text is copied from the prompt, hard text is free.
 
 One adaptive router lives through all phases in one go; in each it runs for ``--seconds``, with all it has to find
 out. Another that learns nothing makes the same texts once with each static plan (pinned request by request).
@@ -368,6 +368,7 @@ def demo(args: argparse.Namespace) -> None:
     phases = (
         (Phase("easy text"), easy),
         (Phase("hard text"), hard),
+        (Phase("mid 5x slower", slowdown=5), both),
         (Phase("load 2", together=2), both),
         (Phase("load 4", together=4), both),
         (Phase("easy text again"), easy),
@@ -377,6 +378,7 @@ def demo(args: argparse.Namespace) -> None:
         contest = Contest(world, sheet, demo_grid(), args)
         for phase, requests in phases:
             if not args.phases or phase.name in args.phases:
+                world.become("mid", 1.0, phase.slowdown)
                 contest.run(phase, requests)
 
 

@@ -17,7 +17,7 @@ from processes import BIN, START_S, Process, answers, free_ports, numbers, until
 
 __all__ = ["BIN", "Level", "Mesh", "Router", "family_file", "free_ports", "until"]
 
-CONTROLLED = Path(__file__).with_name("controlled_stub.py")
+CONTROLLED = Path(__file__).with_name("controlled_level.py")
 NONE: Mapping[str, float] = {}
 
 

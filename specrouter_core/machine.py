@@ -132,9 +132,9 @@ class Machine:
         if news:
             self._absorb(i, flight)
         if closes and self.finished is None:
-            self._closed(i, flight)
+            self._closed(i, flight, event.unsure)
 
-    def _closed(self, i: int, flight: Flight) -> None:
+    def _closed(self, i: int, flight: Flight, unsure: bool) -> None:
         """A call in flight was answered in full."""
         lane = self._lanes[i]
         lowest_of_several = i == 0 and len(self._lanes) > 1
@@ -142,7 +142,12 @@ class Machine:
             self._count_failure(i, fatal=False, why="an answer without a token")
             return
         lane.failures = 0
-        lane.dry = i == 0 and len(flight.tokens) < flight.asked and flight.beyond(self.committed) == lane.ahead
+        if i == 0 and not flight.proposals and len(flight.tokens) < flight.asked:
+            ended = bool(flight.tokens) and flight.tokens[-1] in self.stop_ids
+            flight.silent = not (unsure or ended)
+            lane.dry = flight.beyond(self.committed) == lane.ahead
+        else:
+            lane.dry = False
 
     def _cut(self, tokens: Sequence[int]) -> Sequence[int]:
         """Nothing follows a stop id."""

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specrouter_core.chain import Plan
-from specrouter_core.event import Action, Call, Cancel, Commit, Failed, Finish, Lost, Replan, Reply, Withdraw
+from specrouter_core.event import NOTHING, Action, Call, Cancel, Commit, Failed, Finish, Lost, Replan, Reply, Withdraw
 from specrouter_core.machine import Machine
 from specrouter_core.prefix import Text
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
 STOP = 7
+DRY = 3  # a level that is dry has no guess at every third place
 
 
 def language(agreement: float, name: str):
@@ -41,7 +42,7 @@ def extend(draw, call: Call, committed: list[int], *, dry: bool) -> list[int]:
         if out[-1] != proposal or out[-1] == STOP:
             return out
     for _ in range(call.more + 1):
-        if dry and (len(text) + len(out)) % 3 == 0:
+        if dry and (len(text) + len(out)) % DRY == 0:
             return out
         out.append(draw(text + out))
         if out[-1] == STOP:
@@ -100,7 +101,10 @@ class World:
         for at, draws in enumerate(commit.draws, commit.start):
             assert self.machine.plan.target not in draws
             for level, token in draws.items():
-                assert token == self.draws[level](self.machine.committed[:at])
+                if token == NOTHING:
+                    assert level == self.dry_level and at % DRY == 0, "it had a guess"
+                else:
+                    assert token == self.draws[level](self.machine.committed[:at])
 
     def check_invariant(self) -> None:
         lanes = self.machine._lanes
@@ -276,6 +280,21 @@ def test_where_the_lowest_has_no_guess_the_next_level_goes_on_by_itself() -> Non
     assert (call.level, call.more) == ("b", 1), "no more than the target takes"
     (call,) = machine.receive(Reply(call.call, [5, 6], True))
     assert (call.level, call.proposals) == ("t", (1, 2, 3, 4, 5, 6))
+
+
+def test_no_guess_is_told_as_a_draw_of_nothing() -> None:
+    machine = Machine(Plan(("a", "t"), (3, 3), 3, False, (1, 1), 0.5), [1], limit=40)
+    (call,) = machine.start()
+    _, call = machine.receive(Reply(call.call, [9], True))
+    (call,) = machine.receive(Reply(call.call, [5], True))
+    commit, call = machine.receive(Reply(call.call, [5, 6], True))
+    assert commit.draws == ({"a": 5}, {"a": NOTHING}), "it stopped after one draw, and could have made three"
+    (call,) = machine.receive(Reply(call.call, [], True))
+    commit, call = machine.receive(Reply(call.call, [7], True))
+    assert commit.draws == ({"a": NOTHING},)
+    (call,) = machine.receive(Reply(call.call, [5], True, unsure=True))
+    commit, *_ = machine.receive(Reply(call.call, [5, 6], True))
+    assert commit.draws == ({"a": 5}, {}), "it was told to stop there: what it would have drawn is not known"
 
 
 def test_the_target_alone_streams_a_windowful() -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from specrouter.v1 import level_pb2 as pb
-from specrouter_core.event import Commit
+from specrouter_core.event import NOTHING, Commit
 from specrouter_router.flight import Flight
 from specrouter_router.metrics import Metrics
 from specrouter_router.replicas import Replicas
@@ -134,7 +134,8 @@ class Judge:
         self._planner.answered(score.level, reply.timing, total, self.now())
         target = self._planner.target
         run = 0
-        for i, (drawn, settled) in enumerate(zip(reply.tokens, score.tokens, strict=False)):
+        said = [*reply.tokens, NOTHING]  # a level without a guess says no more
+        for i, (drawn, settled) in enumerate(zip(said, score.tokens, strict=False)):
             draws = score.draws.get(score.base + i, {})
             for other, token in ((target, settled), *draws.items()):
                 self.adaptive.drew(run, {score.level: drawn, other: token})

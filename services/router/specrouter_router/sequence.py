@@ -197,7 +197,8 @@ class Sequence:
                 self._overloaded_since = None
                 if reply.probes:
                     self.probes = call.base, list(reply.probes)
-            self._take(Reply(flight.call, list(reply.tokens), True))
+            unsure = bool(reply.confidence) and reply.confidence[-1] < call.confidence
+            self._take(Reply(flight.call, list(reply.tokens), True, unsure))
         else:
             self._not_done(flight, level, reply)
 
