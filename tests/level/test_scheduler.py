@@ -290,7 +290,10 @@ def test_a_newer_call_supersedes_one_in_the_running_step() -> None:
     assert router.replies[old].outcome == pb.OUTCOME_SUPERSEDED
     assert scheduler.busy == 1
     scheduler.finish(engine.step(spans), 0.001)
-    assert list(router.answer(engine, new).tokens) == right[1:3]
+    reply = router.answer(engine, new)
+    assert list(reply.tokens) == right[1:3]
+    steps = 1000 * len(engine.steps)  # run() says 1 ms of each, as did this test
+    assert reply.timing.compute_us == steps - 1000 and reply.sequence_us == steps
     (span,) = engine.steps[1]
     assert span.start == len(PROMPT)  # the prompt that the old call fed is kept
 
@@ -344,6 +347,14 @@ def test_epochs_fence_off_a_former_owner() -> None:
     assert [router.replies[i].outcome for i in (old, stale)] == [pb.OUTCOME_STALE_EPOCH] * 2
     scheduler.receive(router.stream, pb.ExtendRequest(released=["a"]))  # no longer its own
     assert newer.answer(engine, newer.ask("a", PROMPT[:5], base=4, epoch=4)).outcome == pb.OUTCOME_DONE
+
+
+def test_a_new_owner_is_not_told_of_the_former_ones_steps() -> None:
+    engine, scheduler, router = world()
+    assert router.answer(engine, router.ask("a", PROMPT[:4], epoch=3, more=4)).sequence_us == 5000
+    newer = Router(scheduler)
+    assert newer.answer(engine, newer.ask("a", PROMPT[:5], epoch=4)).sequence_us == 1000
+    assert newer.answer(engine, newer.ask("a", PROMPT[:6], base=5, epoch=4)).sequence_us == 2000
 
 
 def test_late_calls_expire(monkeypatch: pytest.MonkeyPatch) -> None:
