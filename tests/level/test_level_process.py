@@ -102,8 +102,8 @@ def test_from_start_to_stop(engine: str, number: int, tmp_path: Path) -> None:
         assert 'specrouter_level_calls_total{level="low",outcome="done"} 2.0' in level.get("/metrics")[1]
         status, body = level.get("/v2/models/low/infer", INFER)
         assert status == 501 and "LevelService/Extend" in body
-        wrong = {"/v2/models/other": 404, "/v2/models/low/infer": 422, "/v1/models/low:predict": 400}
-        assert {path: level.get(path, None if status == 404 else b"\xff")[0] for path, status in wrong.items()} == wrong
+        assert level.get("/v2/models/other")[0] == 404
+        assert level.get("/v2/models/low/infer", b"\xff")[0] == level.get("/v1/models/low:predict", b"{")[0] == 400
         assert level.stop(number) == 0
         assert "Traceback" not in level.log.read_text()
 

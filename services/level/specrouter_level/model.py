@@ -62,7 +62,7 @@ SAID = ServerNotReady | ModelNotReady | ModelNotFound | InvalidInput | NotImplem
 
 
 class _Answers(logging.Filter):
-    """Keeps out the traceback that KServe logs for what its answer says: a level is not ready, or a request is wrong."""
+    """Keeps out the tracebacks that KServe logs of what its answer says: a level is not ready, a request is wrong."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], SAID))
