@@ -6,6 +6,7 @@ from the main thread, for Linux ties them to the thread that started them.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -52,6 +53,14 @@ def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
             return True
         time.sleep(0.02)
     return False
+
+
+async def become(true: Callable[[], bool], seconds: float = 10.0, seen: object = "") -> None:
+    """Returns when it is true: another task's state. Raises AssertionError with what is ``seen`` then."""
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit, seen
+        await asyncio.sleep(0.005)
 
 
 def running(pid: int) -> bool:

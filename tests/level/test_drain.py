@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import grpc
 import pytest
@@ -78,13 +78,10 @@ def _holding(level: Level, channel: grpc.Channel) -> grpc.Call:
     call = pb.ExtendCall(
         call=1, sequence="a", suffix=TEXT, params=pb.SequenceParams(prompt_length=len(TEXT)), deadline_ms=5000
     )
-    never = iter(lambda: time.sleep(SECONDS), 0)  # a caller that has nothing more to say
-
-    def requests():  # type: ignore[no-untyped-def]
-        yield pb.ExtendRequest(calls=[call])
-        yield from never
-
-    stream = LevelServiceStub(channel).Extend(requests(), timeout=30)
+    requests: SimpleQueue[pb.ExtendRequest | None] = SimpleQueue()
+    requests.put(pb.ExtendRequest(calls=[call]))
+    stream = LevelServiceStub(channel).Extend(iter(requests.get, None), timeout=30)
+    stream.add_callback(lambda: requests.put(None))  # the caller has nothing more to say until its stream has ended
     next(stream)
     return stream
 

@@ -52,6 +52,10 @@ class Call:
     likelihoods: list[float] = field(default_factory=list)  # per draw, of the most likely token
     probes: list[list[tuple[int, float]]] = field(default_factory=list)
 
+    def part(self) -> pb.ExtendReply:
+        """A reply that is not the last: the draws so far."""
+        return pb.ExtendReply(call=self.number, tokens=self.tokens, sequence_us=int(self.held.seconds * 1e6))
+
     def final(self, outcome: pb.Outcome.ValueType, message: str = "") -> pb.ExtendReply:
         """The last reply."""
         started = self.started or self.received
@@ -71,6 +75,7 @@ class Call:
             confidence=self.likelihoods,
             probes=[pb.Probe(ids=[i for i, _ in probe], probabilities=[p for _, p in probe]) for probe in self.probes],
             message=message,
+            sequence_us=int(self.held.seconds * 1e6),
         )
 
 

@@ -35,6 +35,7 @@ class Held:
     valid: int = 0
     stream: Stream | None = None  # whose calls it takes: the last one that sent any; None = it broke
     call: Call | None = None
+    seconds: float = 0.0  # of the steps it took part in, under this epoch
     used: float = 0.0  # time.perf_counter() when its last call came or ended
     fed: Sequence[int] | None = None  # what the slot will hold after the step that runs now; None = in no step
     known: dict[int, tuple[int, float]] = field(default_factory=dict)  # hash of a prefix -> its draw and confidence
@@ -46,6 +47,11 @@ class Held:
     def idle(self) -> bool:
         """Whether it may be evicted."""
         return self.call is None and self.fed is None
+
+    def owned(self, epoch: int) -> None:
+        """A call of this epoch came; for a new owner it is counted anew what the sequence takes."""
+        if epoch > self.epoch:
+            self.epoch, self.seconds = epoch, 0.0
 
     def adopt(self, base: int, suffix: Sequence[int]) -> None:
         """Make ``text[:base] + suffix`` the text, keeping the KV of what both share."""

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from kserve import Model, ModelServer
-from kserve.errors import ModelNotReady, ServerNotReady
+from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady, ServerNotReady
 from kserve.protocol.dataplane import DataPlane
 
 from specrouter_family.tls import Tls
@@ -58,11 +58,14 @@ class _Plane(DataPlane):  # type: ignore[misc]
         return all([await model.healthy() for model in self.model_registry.get_models().values()])
 
 
-class _Probes(logging.Filter):
-    """Keeps out the traceback that KServe logs for each health check of a level that is not ready."""
+SAID = ServerNotReady | ModelNotReady | ModelNotFound | InvalidInput | NotImplementedError  # 503, 404, 400, 501
+
+
+class _Answers(logging.Filter):
+    """Keeps out the tracebacks that KServe logs of what its answer says: a level is not ready, a request is wrong."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (record.exc_info and isinstance(record.exc_info[1], ServerNotReady | ModelNotReady))
+        return not (record.exc_info and isinstance(record.exc_info[1], SAID))
 
 
 class HttpServer(ModelServer):  # type: ignore[misc]
@@ -86,7 +89,7 @@ class HttpServer(ModelServer):  # type: ignore[misc]
         super().__init__(
             http_port=port, workers=1, enable_grpc=False, enable_latency_logging=False, grace_period=STOP_SECONDS
         )
-        logging.getLogger("kserve").addFilter(_Probes())
+        logging.getLogger("kserve").addFilter(_Answers())
         self.dataplane = _Plane(model_registry=self.registered_models)
         self._host = host
         self._context = None if tls is None else tls.context()

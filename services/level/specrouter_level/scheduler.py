@@ -133,7 +133,7 @@ class Scheduler:
                 if not held.call.started:  # superseded while it waited: the newer call has its place
                     since = held.call.since
                 self._end(held.call, pb.OUTCOME_STALE_EPOCH if newer else pb.OUTCOME_SUPERSEDED, "a newer call came")
-            held.epoch = message.epoch
+            held.owned(message.epoch)
         if self.closed or (self.draining and (held is None or held.stream is None)):
             return self._refuse(stream, message, pb.OUTCOME_OVERLOADED, "shutting down", retry_ms=1000)
         if params is not None:
@@ -272,6 +272,7 @@ class Scheduler:
         for (call, span), answer in zip(step, drawn, strict=True):
             held = call.held
             call.seconds += seconds
+            held.seconds += seconds
             if held.released:
                 self.slots.reclaim(held)
                 continue

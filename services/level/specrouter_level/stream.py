@@ -67,6 +67,5 @@ class Stream:
         replies = self._ended[:MAX_REPLIES]
         del self._ended[:MAX_REPLIES]
         for number in list(islice(self._growing, MAX_REPLIES - len(replies))):
-            call = self._growing.pop(number)
-            replies.append(pb.ExtendReply(call=number, tokens=call.tokens))
+            replies.append(self._growing.pop(number).part())
         return pb.ExtendResponse(replies=replies, draining=self._draining)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from functools import partial
 from hashlib import sha256
 from typing import Any, NoReturn
 
@@ -136,13 +135,13 @@ class RouterServer:
         match message.WhichOneof("prompt"):
             case "text":
                 text = check_text("text", message.text)
-                return await router.ids(partial(router.tokenizer.encode, text)) if text else []
+                return await router.prompts.encode(text) if text else []
             case "tokens":
                 return list(message.tokens.ids)
             case "chat":
                 messages = _conversation(message.chat)
                 try:
-                    return await router.ids(partial(router.tokenizer.render, messages))
+                    return await router.prompts.render(messages)
                 except TokenizerError as error:
                     raise InvalidError("chat", str(error)) from error
             case _:

@@ -274,6 +274,8 @@ class Link:
                     flight = inflight.get(number)
                     if flight is None:
                         continue
+                    if reply.sequence_us:  # not said where the level did not work on the call
+                        flight.seat.said(self, reply.sequence_us)
                     if reply.outcome:
                         del inflight[number]
                     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -92,7 +91,7 @@ def _routes(router: Router) -> APIRouter:
         for i, message in enumerate(messages):
             check_text(f"messages.{i}.content", message["content"])
         try:
-            prompt = await router.ids(partial(router.tokenizer.render, messages))
+            prompt = await router.prompts.render(messages)
         except TokenizerError as error:
             raise InvalidError("messages", str(error)) from error
         return await _answer(router, state_pb2.INTERFACE_CHAT, body, prompt, body.limit, idempotency_key)
@@ -105,7 +104,7 @@ def _routes(router: Router) -> APIRouter:
         prompt = body.prompt
         if isinstance(prompt, str):
             text = check_text("prompt", prompt)
-            prompt = await router.ids(partial(router.tokenizer.encode, text))
+            prompt = await router.prompts.encode(text)
         return await _answer(router, state_pb2.INTERFACE_COMPLETION, body, prompt, body.limit, idempotency_key)
 
     @routes.get("/sequences/{name}/stream", responses=STREAM, response_model=None)

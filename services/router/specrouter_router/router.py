@@ -6,8 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from contextlib import suppress
 from enum import StrEnum
 
@@ -23,6 +22,7 @@ from specrouter_router.metrics import Metrics
 from specrouter_router.orphans import OrphansPolicy, Sweeper
 from specrouter_router.pin import Pin
 from specrouter_router.planner import AdaptivePlanner, FixedPlanner
+from specrouter_router.prompts import Prompts
 from specrouter_router.records import StoreError
 from specrouter_router.refusal import InvalidError, RefusedError, busy, moved, not_ready
 from specrouter_router.replica_status import ReplicaCollector
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 MAX_RUNNING = 256
 MAX_STOP_IDS = 16
-TOKENIZE_S = 30.0
 START_S = 120.0  # so long levels may take to come up
 CHECK_S = 0.4  # a sequence that writes nothing for so long asks whether it is still this router's
 HAND_OVER_S = 1.0  # for the last writes of a router that stops
@@ -78,6 +77,7 @@ class Router:
     ) -> None:
         self.family = family
         self.tokenizer = tokenizer
+        self.prompts = Prompts(tokenizer, max_running)
         self.store = store
         self.metrics = metrics
         self.draining = False
@@ -109,8 +109,6 @@ class Router:
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop = asyncio.get_running_loop()
-        self._preparing = 0  # prompts being tokenized
-        self._text_work = ThreadPoolExecutor(1, "tokenizer")
 
     # Start and end.
 
@@ -159,7 +157,7 @@ class Router:
         await asyncio.sleep(0.1)  # what was withdrawn and released leaves, the last words reach the clients
         for link in self.links.values():
             await link.close()
-        self._text_work.shutdown(wait=False, cancel_futures=True)
+        self.prompts.close()
 
     @property
     def why_not_ready(self) -> str:
@@ -229,19 +227,6 @@ class Router:
         if len(self.running) >= self._max_running:
             self.metrics.requests.inc()
             raise busy(self._max_running)
-
-    async def ids(self, work: Callable[[], list[int]]) -> list[int]:
-        """Run the tokenizer beside the loop. Raises RefusedError when that takes too long, or too many wait."""
-        if self._preparing >= self._max_running:
-            raise busy(self._max_running)
-        self._preparing += 1
-        try:
-            async with asyncio.timeout(TOKENIZE_S):
-                return await self._loop.run_in_executor(self._text_work, work)
-        except TimeoutError as error:
-            raise RefusedError(f"the prompt was not tokenized within {TOKENIZE_S:g} s", status=503) from error
-        finally:
-            self._preparing -= 1
 
     def submit(self, request: Request, prompt_field: str = "prompt") -> Running:
         """Start a sequence. Raises RefusedError."""

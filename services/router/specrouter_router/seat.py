@@ -1,4 +1,4 @@
-"""Where one sequence sits at one level: the replica that has its KV, and what each replica holds of it."""
+"""Where one sequence sits at one level: the replica with its KV, what each replica holds of it and computed for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Seat:
     """See the module. ``text`` is the sequence's committed text, which only grows."""
 
-    __slots__ = ("_params", "_text", "ended", "holdings", "left", "link", "moved", "sequence")
+    __slots__ = ("_computed", "_earlier", "_params", "_text", "ended", "holdings", "left", "link", "moved", "sequence")
 
     def __init__(self, sequence: str, text: Text, params: pb.SequenceParams) -> None:
         self.sequence = sequence
@@ -26,6 +26,20 @@ class Seat:
         self.holdings: dict[Link, Holding] = {}  # of every replica that may hold something of it
         self._text = text
         self._params = params
+        self._computed: dict[Link, int] = {}  # microseconds of the steps it took part in, as each replica said last
+        self._earlier = 0  # and of those that replicas had forgotten when they began to count anew
+
+    @property
+    def computed_us(self) -> int:
+        """Microseconds of the steps that it took part in, on all replicas, as far as they have said."""
+        return self._earlier + sum(self._computed.values())
+
+    def said(self, link: Link, sequence_us: int) -> None:
+        """A replica's reply: see ExtendReply.sequence_us."""
+        before = self._computed.get(link, 0)
+        if sequence_us < before:
+            self._earlier += before
+        self._computed[link] = sequence_us
 
     def held(self, link: Link | None) -> int:
         """Tokens that the replica is believed to hold."""

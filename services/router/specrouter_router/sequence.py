@@ -184,7 +184,6 @@ class Sequence:
         level = call.level
         self._metrics.call_ended(level, OUTCOMES[outcome])
         account, timing = self._accounts[level], reply.timing
-        account.compute_ms += timing.compute_us / 1000
         account.queue_ms += timing.queue_us / 1000
         if outcome == pb.OUTCOME_DONE:
             del self._calls[flight.call]
@@ -377,5 +376,7 @@ class Sequence:
                 account.calls, account.drawn = tally.calls, tally.drawn
                 account.offered, account.accepted = tally.offered, tally.accepted
             account.committed = committed[name]
+            if name in self._seats:
+                account.compute_ms = self._seats[name].computed_us / 1000
         chains = list(self._chains.values())
         return Account(machine.rounds, list(self._accounts.values()), list(machine.lost), chains, self._switches)

@@ -402,6 +402,7 @@ class ExtendReply(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RETRY_MS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    SEQUENCE_US_FIELD_NUMBER: _builtins.int
     call: _builtins.int
     """The call answered."""
     outcome: Global___Outcome.ValueType
@@ -416,6 +417,11 @@ class ExtendReply(_message.Message):
     """Milliseconds to wait before the next try (OVERLOADED)."""
     draining: _builtins.bool
     """Refused because the level is being drained (OVERLOADED): do not try here again."""
+    sequence_us: _builtins.int
+    """Microseconds of all steps that the sequence took part in here under this epoch: those of earlier calls too, and of
+    calls that were superseded or withdrawn while their step ran. Begins anew when the level has let the sequence go.
+    Set in every reply of a call that the level worked on.
+    """
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """All the level's draws for this call so far, from the first (not only the new ones). Fewer than
@@ -448,10 +454,11 @@ class ExtendReply(_message.Message):
         message: _builtins.str = ...,
         retry_ms: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        sequence_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timing", b"timing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "confidence", b"confidence", "draining", b"draining", "held", b"held", "held_hash", b"held_hash", "message", b"message", "outcome", b"outcome", "probes", b"probes", "retry_ms", b"retry_ms", "timing", b"timing", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "confidence", b"confidence", "draining", b"draining", "held", b"held", "held_hash", b"held_hash", "message", b"message", "outcome", b"outcome", "probes", b"probes", "retry_ms", b"retry_ms", "sequence_us", b"sequence_us", "timing", b"timing", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

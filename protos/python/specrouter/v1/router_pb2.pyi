@@ -300,9 +300,9 @@ class LevelReport(_message.Message):
     committed: _builtins.int
     """Committed tokens that this level was the first to propose."""
     compute_us: _builtins.int
-    """Microseconds of its steps for this sequence."""
+    """Microseconds of the steps that this sequence took part in, whatever became of its calls."""
     queue_us: _builtins.int
-    """Microseconds in its queue."""
+    """Microseconds in its queue, of the calls that were answered."""
     def __init__(
         self,
         *,
