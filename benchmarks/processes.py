@@ -55,11 +55,11 @@ def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
     return False
 
 
-async def become(true: Callable[[], bool], seconds: float = 10.0, seen: object = "") -> None:
+async def become(true: Callable[[], object], seconds: float = 10.0, seen: Callable[[], object] = str) -> None:
     """Returns when it is true: another task's state. Raises AssertionError with what is ``seen`` then."""
     limit = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < limit, seen
+        assert time.monotonic() < limit, seen()
         await asyncio.sleep(0.005)
 
 

