@@ -46,6 +46,10 @@ class Holding:
         """The level answered."""
         self._misses = 0
 
+    def refused(self) -> None:
+        """The level had no room for the sequence: the next call brings it whole, and is no second miss."""
+        self._held = self._misses = 0
+
     def correct(self, held: int, value: int) -> bool:
         """The level holds ``held`` tokens of this hash, not what was named. Returns whether to try again."""
         self._misses += 1

@@ -265,8 +265,7 @@ class Replicas:
         if link is None:
             return
         link.calls += 1
-        if link.circuit.errors:
-            link.circuit.errors = 0
+        link.circuit.errors = 0
         if now - link.tempo.at > SAMPLE_S:
             link.tempo.answered(reply.timing, now)
         holding = flight.seat.holdings.get(link)
@@ -288,6 +287,7 @@ class Replicas:
             link.send(flight)
             return True
         if outcome == pb.OUTCOME_OVERLOADED:
+            flight.holding.refused()
             if reply.draining and not link.draining:
                 link.draining = True
                 self.turned(link)
