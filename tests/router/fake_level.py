@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
+
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import level_pb2_grpc
 from specrouter_core.prefix import Text
@@ -61,6 +63,15 @@ class FakeLevel(level_pb2_grpc.LevelServiceServicer):
             if proposal not in (-1, tokens[-1]):
                 break
         return pb.ExtendReply(call=call.call, tokens=tokens, outcome=pb.OUTCOME_DONE)
+
+
+async def serve(level: FakeLevel, address: str = "127.0.0.1:0") -> tuple[grpc.aio.Server, int]:
+    """Its server, which has started, and the port."""
+    server = grpc.aio.server()
+    level_pb2_grpc.add_LevelServiceServicer_to_server(level, server)
+    port = server.add_insecure_port(address)
+    await server.start()
+    return server, port
 
 
 @asynccontextmanager
