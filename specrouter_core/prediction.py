@@ -26,9 +26,9 @@ either the level below had guessed all that was gained, and the next call follow
 
     A         share of calls that are on: A = comes / (1 - stays + comes), from the probabilities of on after on
               (stays) and of on after off (comes)
-    c(i)      = (A B(i, 0, n+1) + (1 - A) B(i, d(0) + l t(0, 1), l+1)) / (A G(k, n) + (1 - A) G(0, l))
+    c(i)      = (A B(i, 0, m+1) + (1 - A) B(i, d(0) + (l + 1/2) t(0, 1), l+1)) / (A G(k, n) + (1 - A) G(0, l))
     G(k, n)   tokens gained from n proposals, the first k checked by the level below and the rest only drafted
-    k, n      what is ready after a check, at most the window: k = (B - t(i-1, 1)/2) / c(i-1),
+    k, n      what is ready after a check, at most the window m: k = (B - t(i-1, 1)/2) / c(i-1),
               n = k + t(i-1, 1) / (2 t(0, 1))
     stays, comes   a level below that has drawn as far keeps its text even where the lowest guessed wrong: at a wrong
               draft it is right with probability (p(i-1) - p(0)) / (1 - p(0)), for what is easy for a level is easy for

@@ -120,9 +120,8 @@ def test_the_model_is_near_the_simulated_machine(draft: float, mid: float, hop: 
         names = choice.plan.levels
         levels = [SimLevel(name, Curve.of({1: TIMES[name]}), ease[name]) for name in names]
         (outcome,) = Simulator(levels, Policy(choice.plan), hop=hop).run([Arrival(0, 500)])
-        if draft == 0.3 and len(names) == 3:
-            continue  # a draft below its use: the model is far too careful there, and the chain is not chosen
-        assert choice.seconds == pytest.approx(outcome.per_token, rel=0.3), choice.plan
+        rel = 0.1 if choice.plan.overlapped else 0.22
+        assert choice.seconds == pytest.approx(outcome.per_token, rel=rel), choice.plan
 
 
 def test_a_third_level_pays_less_the_longer_the_hops() -> None:
