@@ -16,12 +16,15 @@ from specrouter_core.planner import Choice, same_chain
 from specrouter_core.profile import Answered, Curve, Profile
 from specrouter_core.promise import Promise
 from specrouter_core.similarity import Probe, Similarity
-from specrouter_core.tables import COMMON, Limits, Member, Tables, kind_of
+from specrouter_core.tables import COMMON, Limits, Member, Tables, Tolls, kind_of
 from specrouter_core.trust import Trust
 
 STAY = 4  # rounds a sequence keeps its plan at least
 TRIAL = 12  # the same of a plan that is explored: in fewer rounds nothing can be learnt of it
 ROUNDS = 8  # rounds over which a chain's time per token is taken
+ANSWER = 128.0  # tokens of an answer, before any has ended
+RECENT = 16  # answers whose length the next one is expected to have
+ENDLESS = 1 << 30  # tokens
 BLOCK = 50  # rounds of a chain over which its prediction is judged
 LIKELY = 50  # observations of a pair from which similarity is calibrated by it
 ANYBODY = Promise()
@@ -37,6 +40,9 @@ class Follower:
     free: bool = True  # its plan is chosen here
     ease: Deviation = field(default_factory=Deviation)
     promise: Promise = ANYBODY
+    prompt: int = 0  # tokens
+    limit: int = ENDLESS  # tokens that it may generate
+    read: set[str] = field(default_factory=set)  # levels that have its text
     rank: int = 0
     asked: float = 0.0  # when it began
     first: float = 0.0  # when its first token was there
@@ -46,14 +52,23 @@ class Follower:
     tokens: int = 0  # since ``since``
     measured: int = 0  # rounds since ``since``
     since: float = 0.0
-    started: bool = False  # the first round, which reads the prompt or was begun by another chain, is over
+    skip: int = 0  # rounds still to come that say nothing of the plan
     switches: int = 0
 
     def take(self, plan: Plan, now: float) -> None:
         """It uses this plan from now on, and is measured afresh."""
         if not same_chain(plan, self.plan):
-            self.started = False  # the round under way is the old chain's still
+            self.enter(plan)
         self.plan, self.rounds, self.tokens, self.measured, self.since = plan, 0, 0, 0, now
+
+    def enter(self, plan: Plan) -> None:
+        """A chain begins: its first round read the prompt or was the old chain's, and in its second new levels read."""
+        self.skip = 1 if plan.overlapped or self.has_read(plan) else 2
+        self.read.update(plan.levels)
+
+    def has_read(self, plan: Plan) -> bool:
+        """Whether all levels below the target have its text."""
+        return self.read.issuperset(plan.levels[:-1])
 
     def grew(self, tokens: int, now: float) -> None:
         """So many tokens were committed."""
@@ -102,6 +117,7 @@ class Adaptive:
         self._blocks: dict[tuple[str, ...], _Block] = {}
         self._explore = explore
         self._owed = 0.0  # explorations not yet made
+        self._answer = ANSWER
 
     @staticmethod
     def _profile(member: Member) -> Profile:
@@ -117,19 +133,25 @@ class Adaptive:
         ease: float = 0.0,
         plan: Plan | None = None,
         promise: Promise = ANYBODY,
+        prompt: int = 0,
+        limit: int = ENDLESS,
     ) -> Plan:
-        """A new sequence: its first plan. ``ease``: its class's shift. With a ``plan`` it is followed, not steered."""
+        """A new sequence: its first plan. ``ease``: its class's shift. With a ``plan`` it is followed, not steered.
+
+        It has ``prompt`` tokens to be read, and may generate ``limit``.
+        """
         kind, rank = kind_of(ease), promise.rank(False)
         self.tables.ranks.add(rank)
         self.look(now, coming=1)
-        chosen = plan
-        if chosen is None:
-            # the last one's choice is the present plan of this one, lest that flutters
-            chosen = self.tables.plan(kind, rank, self._usual.get((kind, rank)), now)
-            self._usual[kind, rank] = chosen
+        # the last one's choice is the present plan of this one, lest that flutters
+        usual = self._usual.get((kind, rank))
+        chosen = plan or self.tables.plan(kind, rank, usual, now)
         follower = self.running[sequence] = Follower(
-            chosen, plan is None, Deviation(shift=ease), promise=promise, rank=rank, asked=now, since=now
+            chosen, plan is None, Deviation(shift=ease), promise, prompt, limit, rank=rank, asked=now, since=now
         )
+        if plan is None:
+            chosen = follower.plan = self._usual[kind, rank] = self._suited(chosen, follower, usual, now)
+        follower.enter(chosen)
         if promise.ttft is not None:
             self._waiting[sequence] = follower
         return chosen
@@ -181,6 +203,7 @@ class Adaptive:
         self._waiting.pop(sequence, None)
         if follower is not None:
             self.tables.ranks.remove(follower.rank)
+            self._answer += (follower.generated - self._answer) / RECENT
 
     def answered(self, level: str, call: Answered, now: float) -> None:
         """A call was answered."""
@@ -199,8 +222,8 @@ class Adaptive:
             self._waiting.pop(sequence, None)
         follower.grew(len(commit.tokens), now)
         self._rank(follower, now)
-        if not follower.started:
-            follower.started, follower.since = True, now
+        if follower.skip:
+            follower.skip, follower.since = follower.skip - 1, now
             return None
         follower.tokens += len(commit.tokens)
         follower.measured += 1
@@ -215,9 +238,11 @@ class Adaptive:
         if self._owed >= 1:
             self._owed -= 1
             follower.stay = TRIAL
-            plan = self.tables.planner.explore(self.tables.table(kind, follower.rank, now), follower.plan)
+            table = self.tables.table(kind, follower.rank, now, self._tolls(follower))
+            plan = self.tables.planner.explore(table, follower.plan)
         else:
             plan = self.tables.plan(kind, follower.rank, follower.plan, now)
+            plan = self._suited(plan, follower, follower.plan, now)
         if plan == follower.plan:
             return None
         if follower.tokens:
@@ -225,6 +250,22 @@ class Adaptive:
         follower.switches += plan.levels != follower.plan.levels
         follower.take(plan, now)
         return plan
+
+    def _suited(self, plan: Plan, follower: Follower, current: Plan | None, now: float) -> Plan:
+        """The plan, or what is better for this sequence because levels of that would have to read its text first."""
+        if plan.overlapped or follower.has_read(plan) or not follower.prompt:
+            return plan
+        return self.tables.plan(kind_of(follower.ease.shift), follower.rank, current, now, self._tolls(follower))
+
+    def _tolls(self, follower: Follower) -> Tolls:
+        """The reading of levels that have not its text, by token: where levels take turns, all wait meanwhile.
+
+        However much it has generated, it is expected to go on for as long as answers are.
+        """
+        left = max(min(self._answer, follower.limit - follower.generated), 1.0)
+        length = follower.prompt + follower.generated
+        unread = [member.name for member in self.members[:-1] if member.name not in follower.read]
+        return {name: self.profiles[name].curve.seconds(length) / left for name in unread}
 
     def _rank(self, follower: Follower, now: float) -> None:
         """Is it behind what it was promised?"""

@@ -14,7 +14,7 @@ from specrouter_core.event import Commit
 from specrouter_core.machine import Machine
 from specrouter_core.profile import Answered
 from specrouter_core.simulator import Policy, Simulator, Told
-from specrouter_core.workload import Outcome
+from specrouter_core.workload import Arrival, Outcome
 
 SHARE = 0.04  # of a level's time in which it is judged
 TOKENS = 16  # judged at once
@@ -38,7 +38,9 @@ class AdaptivePolicy(Policy):
 
     def first(self, sequence: int, now: float) -> Plan:
         """See Policy."""
-        return self._of(sequence).begin(sequence, now, plan=self._pinned)
+        arrival = self._simulator.outcomes[sequence].arrival if self._simulator is not None else Arrival(now, 1)
+        prompt, limit = arrival.prompt, arrival.tokens
+        return self._of(sequence).begin(sequence, now, plan=self._pinned, prompt=prompt, limit=limit)
 
     def next(self, sequence: int, machine: Machine, commit: Commit, now: float) -> Plan | None:
         """See Policy."""

@@ -26,6 +26,8 @@ CROWDED = 1.25  # times as many sequences as the tables were made for: they are 
 NEVER = -1e9  # before any table was made
 SURE = 0.9  # the highest threshold of confidence
 
+Tolls = Mapping[str, float]  # by level, seconds per token that it costs a sequence besides, where levels take turns
+FREE: Tolls = {}
 FAIR = Tier((), 0, 1.0, 0.0)  # as if all were alike: what predictions are measured against
 
 
@@ -55,6 +57,13 @@ class Limits:
 def kind_of(shift: float) -> int:
     """The kind of a sequence that agrees by this shift of the log-odds more than is common."""
     return sum(shift > bound for bound in KINDS)
+
+
+def _dearer(choice: Choice, tolls: Tolls) -> Choice:
+    """What the choice comes to for a sequence that pays tolls."""
+    if choice.plan.overlapped:
+        return choice
+    return replace(choice, seconds=choice.seconds + sum(tolls.get(name, 0.0) for name in choice.plan.levels))
 
 
 class Tables:
@@ -103,21 +112,25 @@ class Tables:
         self._plans.clear()
         self._tables.clear()
 
-    def plan(self, kind: int, rank: int, current: Plan | None, now: float) -> Plan:
-        """What a sequence should use that uses ``current`` now."""
+    def plan(self, kind: int, rank: int, current: Plan | None, now: float, tolls: Tolls = FREE) -> Plan:
+        """What a sequence should use that uses ``current`` now, and pays these ``tolls``."""
+        if tolls:
+            return self._chosen(self.table(kind, rank, now, tolls), current)
         tier = self._tier_of.get(rank, 0)
         key = kind, tier, current
         plan = self._plans.get(key)
         if plan is None:
-            table = self.table(kind, rank, now)
-            plan = self.planner.choose(table, current)
-            seconds = next(choice.seconds for choice in table if choice.plan == plan)
-            plan = self._plans[key] = self._sure(plan, seconds)
+            plan = self._plans[key] = self._chosen(self.table(kind, rank, now), current)
         return plan
 
-    def table(self, kind: int, rank: int, now: float) -> list[Choice]:
+    def _chosen(self, table: Sequence[Choice], current: Plan | None) -> Plan:
+        plan = self.planner.choose(table, current)
+        return self._sure(plan, next(choice.seconds for choice in table if choice.plan == plan))
+
+    def table(self, kind: int, rank: int, now: float, tolls: Tolls = FREE) -> list[Choice]:
         """What sequences of a kind and rank are planned from, best first."""
-        return self._table(kind, self._tier_of.get(rank, 0), now)
+        table = self._table(kind, self._tier_of.get(rank, 0), now)
+        return sorted((_dearer(c, tolls) for c in table), key=lambda choice: choice.seconds) if tolls else table
 
     def fair(self, kind: int, now: float) -> list[Choice]:
         """The same without regard to ranks."""

@@ -126,19 +126,25 @@ class FollowedCourse(FixedCourse):
 
 
 class AdaptiveCourse:
-    """The best plan of all, from what was measured."""
+    """The best plan of all, from what was measured. For a text of ``prompt`` tokens and at most ``room`` more."""
 
-    def __init__(self, name: str, levels: tuple[str, ...], planner: AdaptivePlanner, traffic: str) -> None:
+    def __init__(
+        self, name: str, levels: tuple[str, ...], planner: AdaptivePlanner, traffic: str, prompt: int, room: int
+    ) -> None:
         self.levels = levels
         self._name = name
         self._planner = planner
         self._traffic = traffic
+        self._prompt = prompt
+        self._room = room
         self._rounds = 0
         self._promise = planner.promise(traffic)
         self.first = planner.within(self._begin(planner.now(), planner.classes.ease(traffic)))
 
     def _begin(self, now: float, ease: float) -> Plan:
-        return self._planner.adaptive.begin(self._name, now, ease=ease, promise=self._promise)
+        return self._planner.adaptive.begin(
+            self._name, now, ease=ease, promise=self._promise, prompt=self._prompt, limit=self._room
+        )
 
     def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
         """See Course."""
@@ -188,12 +194,14 @@ class NarrowCourse(AdaptiveCourse):
         levels: tuple[str, ...],
         planner: AdaptivePlanner,
         traffic: str,
+        prompt: int,
+        room: int,
         fits: Callable[[Plan], bool],
         otherwise: Plan,
     ) -> None:
         self._fits = fits
         self._otherwise = otherwise
-        super().__init__(name, levels, planner, traffic)
+        super().__init__(name, levels, planner, traffic, prompt, room)
 
     def _begin(self, now: float, ease: float) -> Plan:
         adaptive = self._planner.adaptive

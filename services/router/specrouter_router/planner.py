@@ -39,10 +39,13 @@ class FixedPlanner:
         self._chain = family.chain
         self._links = links
 
-    def course(self, name: str, pin: Pin, length: int, traffic: str) -> Course:
-        """The course of a sequence of at most ``length`` tokens. Raises InvalidError when ``pin`` is wrong."""
+    def course(self, name: str, pin: Pin, prompt: int, room: int, traffic: str) -> Course:
+        """The course of a sequence of ``prompt`` tokens and at most ``room`` more.
+
+        Raises InvalidError when ``pin`` is wrong.
+        """
         pin.check(self._names, self._chain.chains)
-        return FixedCourse(self.wanted(pin, length), self._links, _promise(self._chain, traffic))
+        return FixedCourse(self.wanted(pin, prompt + room), self._links, _promise(self._chain, traffic))
 
     def steer(self, weights: Mapping[str, float], chain: ChainSpec) -> None:
         """New sequences follow this chain section; weights are for planners that choose."""
@@ -111,16 +114,19 @@ class AdaptivePlanner:
         """The level whose draws are committed."""
         return self._names[-1]
 
-    def course(self, name: str, pin: Pin, length: int, traffic: str) -> Course:
-        """The course of a sequence of at most ``length`` tokens. Raises InvalidError when ``pin`` is wrong."""
+    def course(self, name: str, pin: Pin, prompt: int, room: int, traffic: str) -> Course:
+        """The course of a sequence of ``prompt`` tokens and at most ``room`` more.
+
+        Raises InvalidError when ``pin`` is wrong.
+        """
         pin.check(self._names, self._chain.chains)
         self.look(self.now())
-        wanted = self._fixed.wanted(pin, length)
+        wanted = self._fixed.wanted(pin, prompt + room)
         if pin.windows:
             return FollowedCourse(name, wanted, self._links, self, traffic)
         levels = wanted.levels
         if not pin.chain and pin.mode is None and levels == self._names:
-            return AdaptiveCourse(name, levels, self, traffic)
+            return AdaptiveCourse(name, levels, self, traffic, prompt, room)
         mode = None if pin.mode is None else pin.mode == "overlapped"
         pinned = bool(pin.chain)
 
@@ -135,7 +141,7 @@ class AdaptivePlanner:
         for level in levels[:-1]:
             if not self._links[level].ready:
                 ready = ready.without(level)
-        return NarrowCourse(name, levels, self, traffic, fits, ready)
+        return NarrowCourse(name, levels, self, traffic, prompt, room, fits, ready)
 
     def promise(self, traffic: str) -> Promise:
         """What the class was promised."""

@@ -234,7 +234,7 @@ class Router:
         self.metrics.requests.inc()
         room = request.room(self.limits, prompt_field)
         name = request.name or secrets.token_hex(16)
-        course = self.planner.course(name, request.pin, len(request.prompt) + room, request.traffic)
+        course = self.planner.course(name, request.pin, len(request.prompt), room, request.traffic)
         stop_ids = self._target.info.stop_ids[:MAX_STOP_IDS] if self._target.info and not request.ignore_eos else ()
         spec = spec_of(request, name, self.family.name, room, stop_ids)
         record = Record(spec, [], _Nobody(), self.lease.id, self.lease.index)
@@ -311,11 +311,12 @@ class Router:
         """Go on with a sequence that was taken."""
         spec = record.spec
         self.metrics.taken_over.inc()
-        length = len(spec.prompt) + spec.max_tokens
+        there = len(spec.prompt) + len(story.tokens)
+        room = spec.max_tokens - len(story.tokens)
         try:
-            course = self.planner.course(spec.sequence, pin_of(spec), length, spec.traffic_class)
+            course = self.planner.course(spec.sequence, pin_of(spec), there, room, spec.traffic_class)
         except InvalidError:  # the family has other levels than when it was asked for
-            course = self.planner.course(spec.sequence, Pin(), length, spec.traffic_class)
+            course = self.planner.course(spec.sequence, Pin(), there, room, spec.traffic_class)
         kept = Record(spec, story.tokens, _Nobody(), self.lease.id, self.lease.index, record.epoch, record.round)
         kept.kept_round, kept.kept_tokens, kept.kept_spec = record.round, len(record.tokens), True
         self._run(kept, story, course)
