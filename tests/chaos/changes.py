@@ -36,6 +36,7 @@ class _Record:
     state: dict[str, bytes] = field(default_factory=dict)
     tokens: bytes = b""
     life: int = 0
+    owner: str = ""  # the last one; an ended record has none
 
 
 def commands(data: bytes, start: int = 0) -> Iterator[tuple[list[bytes], int]]:
@@ -59,9 +60,10 @@ def commands(data: bytes, start: int = 0) -> Iterator[tuple[list[bytes], int]]:
 
 
 class Records:
-    """The records as the file's commands make them."""
+    """The records as the file's commands make them. ``ended``: sequences that have ended, and their last owners."""
 
     def __init__(self) -> None:
+        self.ended: dict[str, str] = {}
         self._records: dict[str, _Record] = {}
 
     def apply(self, transaction: list[list[bytes]]) -> list[Commit]:
@@ -106,7 +108,7 @@ class Records:
         state = record.state
         if "epoch" not in state:
             return None
-        return Commit(
+        commit = Commit(
             sequence,
             int(state["epoch"]),
             int(state.get("round", b"0")),
@@ -115,6 +117,10 @@ class Records:
             tuple(unpack(record.tokens)),
             record.life,
         )
+        record.owner = commit.owner or record.owner
+        if commit.finish:
+            self.ended[sequence] = record.owner
+        return commit
 
 
 def transactions(data: bytes, start: int = 0) -> Iterator[tuple[list[list[bytes]], int]]:

@@ -9,13 +9,14 @@ Every process is this one's child and ends with it.
 from __future__ import annotations
 
 import asyncio
+import copy
 import mmap
 import os
 import shutil
 import struct
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class ChaosMesh:
         self.asks: dict[str, Ask] = {}  # all that were ever made
         self._clocks: dict[str, mmap.mmap] = {}
         self._records = Records()
+        self._ended: dict[str, str] = {}  # sequences whose end Redis may have lost, and who wrote it
         self._read: dict[Path, int] = {}  # bytes of Redis's files
         self._commits: list[Commit] = []
         self._logged: dict[Path, int] = {}  # bytes of logs that were looked at
@@ -101,8 +103,8 @@ class ChaosMesh:
 
     # Faults.
 
-    async def strike(self, fault: Fault, seconds: float) -> tuple[bool, float]:
-        """Wait for the fault's event, so many seconds at most, and let it happen.
+    async def strike(self, fault: Fault, seconds: float, soon: asyncio.Event) -> tuple[bool, float]:
+        """Wait for the fault's event, so many seconds and until ``soon`` at most, and let it happen.
 
         Returns whether the event came, and when the fault happened.
         """
@@ -117,14 +119,15 @@ class ChaosMesh:
 
         cue = self.proxies[fault.cue]
         alarm = cue.after(fault.count, way_of(fault), hit, fault.step, late=fault.late)
-        try:
-            await asyncio.wait_for(happened.wait(), seconds)
-        except TimeoutError:
-            cue.forget(alarm)
-            if not happened.is_set():
-                hit()
-                return False, at
-        return True, at
+        waits = [asyncio.create_task(event.wait()) for event in (happened, soon)]
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if cued := happened.is_set():
+            return cued, at
+        cue.forget(alarm)
+        hit()
+        return cued, at
 
     def _hit(self, fault: Fault) -> None:
         part = fault.part
@@ -164,6 +167,7 @@ class ChaosMesh:
                 assert self.redis is not None and self._failing is not None
                 await self._failing
                 await self.redis.failed_over()
+                self._lose(Records(), self.redis.lost().read_bytes(), 0)
             case _:
                 for link in self._links(part):
                     link.heal()
@@ -192,8 +196,15 @@ class ChaosMesh:
         ends = [end for _, end in transactions(data, start)]
         cut = ends[-count - 1] if len(ends) > count else start
         self._note(path, data[:cut])
+        self._lose(copy.deepcopy(self._records), data, cut)
         with path.open("r+b") as file:
             file.truncate(cut)
+
+    def _lose(self, records: Records, data: bytes, start: int) -> None:
+        """Note whose end is among these changes, which Redis does not have any more."""
+        for lot, _ in transactions(data, start):
+            records.apply(lot)
+        self._ended |= records.ended
 
     # What can be seen of it from outside.
 
@@ -219,12 +230,13 @@ class ChaosMesh:
             else valkey.Valkey(HOST, self.parts.redis.port, socket_timeout=5)
         )
 
-    def leftovers(self, sequences: list[str], held: bool, forgetful: bool = False) -> Mapping[str, str]:
+    def leftovers(self, sequences: list[str], held: bool, unkept: Container[str] = ()) -> Mapping[str, str]:
         """What is not free though all these sequences have ended: what it is -> where. Blocking.
 
         ``held``: levels must not hold anything of them either (they may for a while: a router may come back).
-        ``forgetful``: Redis lost writes. Where the router died as well that had written an end which is lost, nobody is
-        there to write it again, and the record expires like any orphan's.
+        ``unkept``: sequences whose client may have got its end while Redis was away. Each record has an end, but where
+        Redis lost or never got it, and the router that would write it again died too: the client has all, so nobody
+        asks for the sequence, and the record expires like any orphan's.
         """
         found: dict[str, str] = {}
         for name, router in self.parts.routers.items():
@@ -245,8 +257,9 @@ class ChaosMesh:
                     .ttl(f"specrouter:{{{sequence}}}:spec")
                     .execute()
                 )
-                owner = state.get(b"owner", b"").decode()
-                orphan = forgetful and not client.exists(family_key("test", f"lease:{owner}"))
+                owner = state.get(b"owner", b"").decode() if sequence in unkept else ""
+                writer = self._ended.get(sequence, owner)
+                orphan = writer and not client.exists(family_key("test", f"lease:{writer}"))
                 if state and state.get(b"finish", b"0") == b"0" and not orphan:
                     found[f"its record has no end: {state}"] = sequence
                 if -1 in ttls:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from faults import TRIGGER_S, Fault, Plan
 from history import Problem, judge, judge_late
 
 from follower import Follower
-from sighting import Broke, Event, GaveUp, Got, Opened
+from sighting import Broke, Ended, Event, GaveUp, Got, Opened
 
 TOGETHER = 32  # requests that run at once
 PATIENCE_S = 60.0  # of a client
+BACK_S = 2.0  # until a router has found a Redis that is back
 FREE_S = 10.0  # until nothing is left of ended sequences
 TICK_S = 0.1
 STILL_S = 3.0  # a tick that takes longer: this process itself, which is the network and all clients, stood still
@@ -60,21 +62,25 @@ async def run(mesh: ChaosMesh, plan: Plan, together: int = TOGETHER) -> Outcome:
     events: list[Event] = []
     gate = asyncio.Semaphore(together)
     async with Follower(*mesh.entrances, events.append) as follower:
+        soon = asyncio.Event()  # half of the requests have ended: whatever is to hit some must come now
+        ended = itertools.count(1)
 
         async def one(number: int) -> None:
             async with gate:
                 await follower.follow(plan.asks[number], PATIENCE_S)
+            if next(ended) >= len(plan.asks) // 2:
+                soon.set()
 
         over = asyncio.Event()
         watch = asyncio.create_task(_still(over))
         async with asyncio.TaskGroup() as group:
-            faults = group.create_task(_faults(mesh, plan))
+            faults = group.create_task(_faults(mesh, plan, soon))
             for number in range(len(plan.asks)):
                 group.create_task(one(number))
     over.set()
     await watch
     blows = faults.result()
-    problems += await _left(mesh, plan)
+    problems += await _left(mesh, plan, _unkept(plan.faults, blows, events))
     problems += [Problem("traced", part, what) for part, what in mesh.tracebacks()]
     commits = mesh.commits()
     problems += judge(plan.asks, events, commits, mesh.truth)
@@ -110,31 +116,41 @@ def late(mesh: ChaosMesh) -> list[Problem]:
     return judge_late(mesh.asks, mesh.commits(), mesh.truth)
 
 
-async def _faults(mesh: ChaosMesh, plan: Plan) -> list[Blow]:
+async def _faults(mesh: ChaosMesh, plan: Plan, soon: asyncio.Event) -> list[Blow]:
     """The first, and when it has happened the others, which wait for their own events."""
     first, *others = plan.faults
     struck = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        blows = [group.create_task(_fault(mesh, first, struck))]
+        blows = [group.create_task(_fault(mesh, first, soon, struck))]
         await struck.wait()
-        blows += [group.create_task(_fault(mesh, other, asyncio.Event())) for other in others]
+        blows += [group.create_task(_fault(mesh, other, soon, asyncio.Event())) for other in others]
     return [blow.result() for blow in blows]
 
 
-async def _fault(mesh: ChaosMesh, fault: Fault, happened: asyncio.Event) -> Blow:
-    cued, struck = await mesh.strike(fault, TRIGGER_S)
+async def _fault(mesh: ChaosMesh, fault: Fault, soon: asyncio.Event, happened: asyncio.Event) -> Blow:
+    cued, struck = await mesh.strike(fault, TRIGGER_S, soon)
     happened.set()
     await asyncio.sleep(fault.seconds)
     await mesh.mend(fault)
     return Blow(cued, struck, time.monotonic())
 
 
-async def _left(mesh: ChaosMesh, plan: Plan) -> list[Problem]:
+def _unkept(faults: Sequence[Fault], blows: Sequence[Blow], events: Sequence[Event]) -> set[str]:
+    """The sequences whose end came while Redis was away, for then routers let ends through that are not written yet."""
+    away = [
+        blow
+        for fault, blow in zip(faults, blows, strict=True)
+        if fault.where.startswith("redis") and fault.kind not in ("clock", "latency", "slow")
+    ]
+    ends = [event for event in events if isinstance(event, Ended)]
+    return {end.sequence for end in ends if any(one.struck < end.at < one.mended + BACK_S for one in away)}
+
+
+async def _left(mesh: ChaosMesh, plan: Plan, unkept: set[str]) -> list[Problem]:
     """What is still not free after ``FREE_S``."""
     limit = time.monotonic() + FREE_S
     names = [ask.name for ask in plan.asks]
-    forgetful = any(fault.kind in ("rewind", "failover") for fault in plan.faults)
-    while left := await asyncio.to_thread(mesh.leftovers, names, False, forgetful):
+    while left := await asyncio.to_thread(mesh.leftovers, names, False, unkept):
         if time.monotonic() > limit:
             return [Problem("leaked", where, what) for what, where in left.items()]
         await asyncio.sleep(0.1)

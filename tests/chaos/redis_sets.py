@@ -39,6 +39,9 @@ class RedisSet(Protocol):
     async def failed_over(self) -> None:
         """Returns when the replica is the master. Raises AssertionError."""
 
+    def lost(self) -> Path:
+        """The file of the master that died: it has what its replica had not got."""
+
     def stop(self) -> None:
         """End all of them."""
 
@@ -63,6 +66,10 @@ class _Replicated:
     async def failed_over(self) -> None:
         """See RedisSet."""
         assert await asyncio.to_thread(until, lambda: self.replica.role()[0] == "master", FAILOVER_S), "no failover"
+
+    def lost(self) -> Path:
+        """See RedisSet."""
+        return _file(self.master)
 
     def stop(self) -> None:
         """See RedisSet."""

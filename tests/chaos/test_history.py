@@ -156,6 +156,16 @@ def test_the_append_only_file_is_read_as_it_was_written() -> None:
     assert all(len(list(commands(data[:cut]))) < whole for cut in range(len(data)))  # torn anywhere
 
 
+def test_the_last_owner_of_an_ended_record_is_known() -> None:
+    end = [[b"HSET", b"specrouter:{s}:state", b"epoch", b"1", b"round", b"2", b"owner", b"", b"finish", b"1"]]
+    records = Records()
+    for lot, _ in transactions(file(*write(1, [10]))):
+        records.apply(lot)
+    assert records.ended == {}
+    records.apply(end)
+    assert records.ended == {"s": "a"}
+
+
 def test_an_unknown_change_of_a_record_is_an_error() -> None:
     with pytest.raises(ValueError, match="SETRANGE"):
         Records().apply([[b"SETRANGE", b"specrouter:{s}:tokens", b"4", b"x"]])
