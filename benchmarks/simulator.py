@@ -178,7 +178,7 @@ def against_real(repeats: int, console: Console, folder: Path) -> tuple[list[dic
 
         alone, short = PLANS[0], Plan(PLANS[0].levels, (1,))
         asyncio.run(requests(state.router, state.name, PLANS[-1], 4, 16, 1))  # warm
-        reals = {(alone, n): run(alone, n, 1) for n in (1, 16)}
+        reals = {(alone, n): run(alone, n, 1 if n == 1 else 2 * repeats) for n in (1, 16)}
         step = float(str(family.target.step_ms).partition(":")[2]) / 1000
         found = measured(reals[alone, 1], run(short, 1, 1), reals[alone, 16], step)
         for together in TOKENS:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from specrouter_core.agreement import Agreement, Deviation
 from specrouter_core.chain import Plan
-from specrouter_core.event import Commit
+from specrouter_core.event import NOTHING, Commit
 from specrouter_core.planner import Choice, same_chain
 from specrouter_core.profile import Answered, Curve, Profile
 from specrouter_core.promise import Promise
@@ -43,12 +43,14 @@ class Follower:
     prompt: int = 0  # tokens
     limit: int = ENDLESS  # tokens that it may generate
     read: set[str] = field(default_factory=set)  # levels that have its text
+    judged: dict[str, int] = field(default_factory=dict)  # of levels it does not use: the position up to which
     rank: int = 0
     asked: float = 0.0  # when it began
     first: float = 0.0  # when its first token was there
     generated: int = 0  # tokens
     rounds: int = 0  # since the plan was taken
     stay: int = STAY
+    last: float = 0.0  # when the last round was committed
     tokens: int = 0  # since ``since``
     measured: int = 0  # rounds since ``since``
     since: float = 0.0
@@ -75,6 +77,7 @@ class Follower:
         if not self.generated:
             self.first = now
         self.generated += tokens
+        self.last = now
 
     def ranked(self, now: float) -> int:
         """Its rank now."""
@@ -202,6 +205,8 @@ class Adaptive:
         follower = self.running.pop(sequence, None)
         self._waiting.pop(sequence, None)
         if follower is not None:
+            if follower.tokens:
+                self._measure(follower, follower.last)
             self.tables.ranks.remove(follower.rank)
             self._answer += (follower.generated - self._answer) / RECENT
 
@@ -278,6 +283,9 @@ class Adaptive:
     def drew(self, position: int, draws: Mapping[str, int], follower: Follower | None = None) -> None:
         """What levels drew at one position of committed text, the target among them; any two of them are compared."""
         names = [member.name for member in self.members if member.name in draws]
+        if not position:
+            for lower in names[:-1]:
+                self.agreement.began(lower, draws[lower] != NOTHING)
         for j, upper in enumerate(names):
             for lower in names[:j]:
                 agreed = draws[lower] == draws[upper]

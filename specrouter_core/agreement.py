@@ -7,6 +7,9 @@ from a stated prior and a position's rate from its pair's.
     pair      p = (k + PRIOR * p0) / (n + PRIOR)              over all positions
     position  p(d) = (k(d) + POOL * p) / (n(d) + POOL)        d = tokens since the round began
 
+A level that has no guess at a place does not agree there. How often it has none where a round begins is kept besides:
+such a call costs less.
+
 A sequence, or a class of traffic, differs from the common rate by a shift of the log-odds, estimated with
 a normal prior around 0 (one step of a Laplace filter per observation), so that little evidence
 moves it little.
@@ -76,6 +79,7 @@ class Agreement:
     _pairs: dict[tuple[str, str], _Count] = field(default_factory=dict)
     _positions: dict[tuple[str, str], list[_Count]] = field(default_factory=dict)
     _priors: dict[tuple[str, str], float] = field(default_factory=dict)
+    _guesses: dict[str, _Count] = field(default_factory=dict)  # "agreed": there was one
 
     def observe(self, lower: str, upper: str, position: int, agreed: bool) -> None:
         """At ``position`` tokens after the round began both levels drew, on the same text."""
@@ -87,6 +91,19 @@ class Agreement:
         more = math.sqrt(self.together)
         self._pairs[pair].add(agreed, rate, MEMORY * more)
         self._positions[pair][min(position, POSITIONS - 1)].add(agreed, rate, LONG * more)
+
+    def began(self, level: str, guess: bool) -> None:
+        """Where a round begins the level had a guess, or none."""
+        count = self._guesses.setdefault(level, _Count())
+        count.add(guess, 1.0, MEMORY * math.sqrt(self.together))
+
+    def silent(self, level: str, shift: Deviation | None = None) -> float:
+        """The share of rounds at whose beginning the level has no guess. Who agrees more, has more guesses."""
+        count = self._guesses.get(level)
+        if count is None or count.agreed == count.seen:
+            return 0.0
+        guesses = (count.agreed + PRIOR) / (count.seen + PRIOR)
+        return 1 - (shift.apply(guesses) if shift else guesses)
 
     def expect(self, lower: str, upper: str, rate: float) -> None:
         """What to believe of a pair before it is seen."""

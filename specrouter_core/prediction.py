@@ -19,6 +19,9 @@ Lock-step (one level at a time):
     at a higher one                                  M(i, m) = m c(i)
     time per token                                   c(i) = min over m of B(i, M(i-1, m), m+1) / E(i, m)
 
+Where the lowest level has no guess in a share z of its rounds (a lookup), what checks it feeds one token in those, and
+(1 - z) B(1, M(0, m), m+1) + z B(1, d, 1) stands for B(1, M(0, m), m+1).
+
 Overlapped (each level works whenever it can): the sum becomes a cycle in which only a rejection waits. While level i
 checks, the level below makes text at its own pace c(i-1), and the lowest has drafted on beyond that. After an answer
 either the level below had guessed all that was gained, and the next call follows at once with what it has made since
@@ -69,6 +72,7 @@ class Level:
     sharing: float = 1.0  # sequences that share one replica's steps in the same way, this one included
     beside: float = 0.0  # others in those steps, that feed one token each
     wait: float = 0.0  # seconds that a call waits besides, for more than the step under way
+    silent: float = 0.0  # share of its rounds in which it has no guess; counts as wrong in the rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class _Part:
     draft: float  # t(0, 1)
     delay: float  # d(0)
     extra: int  # tokens that the lowest has drafted beyond the text, on average
+    silent: float = 0.0  # share of rounds in which it offers nothing
 
 
 Rates = Callable[[str, str], Sequence[float]]
@@ -152,6 +157,7 @@ class _Cost:
     apart: list[float]  # of one in which those take part who call it now and then
     busy: list[float]  # seconds from one answer to the next, for a call that follows at once
     delay: float  # hop, and queue beyond the step under way
+    silent: float
     others: float  # 0 when nobody shares it, towards 1 the more do
 
     @classmethod
@@ -167,7 +173,7 @@ class _Cost:
                 step[n] = curve.seconds(n * sharing + beside) / speed
                 apart[n] = curve.seconds(n * few + beside) / speed if sharing > 1 else step[n]
         delay = level.profile.hop.value + level.wait
-        return cls(step, apart, [t * (1 + others) + delay for t in apart], delay, others)
+        return cls(step, apart, [t * (1 + others) + delay for t in apart], delay, level.silent, others)
 
     def cycle(self, ready: float, fed: int) -> float:
         """Seconds from one answer to the next, for a call of ``fed`` tokens that is made ``ready`` after the first.
@@ -181,7 +187,7 @@ class _Cost:
 def _lowest(name: str, cost: _Cost) -> _Part:
     pace = cost.step[1] + (cost.delay + cost.others * cost.step[1] / 2) / 8
     delay = cost.delay + cost.others * cost.step[1] / 2
-    return _Part((name,), (8,), (1,), pace, cost.step[1], cost.step[1], delay, 0)
+    return _Part((name,), (8,), (1,), pace, cost.step[1], cost.step[1], delay, 0, cost.silent)
 
 
 def _extend(
@@ -235,7 +241,10 @@ def _widest(value: Callable[[int], float], windows: Sequence[int]) -> int:
 
 def _lockstep(part: _Part, cost: _Cost, gain: list[float], m: int) -> float:
     make = part.delay + m * part.draft if len(part.levels) == 1 else m * part.pace
-    return cost.cycle(make, m + 1) / gain[m]
+    seconds = cost.cycle(make, m + 1)
+    if part.silent:
+        seconds += part.silent * (cost.cycle(part.delay, 1) - seconds)
+    return seconds / gain[m]
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,7 +146,7 @@ class Tables:
             tier = self.tiers[number] if len(self.tiers) > 1 and number >= 0 else FAIR
             shift = Deviation(shift=SHIFTS[kind]) if kind != COMMON else None
             table = self._tables[kind, number] = self.planner.table(
-                self._levels(tier, now),
+                self._levels(tier, shift, now),
                 lambda lower, upper: self._agreement.rates(lower, upper, shift),
                 overlapped=self.limits.modes,
                 max_window=self.limits.max_window,
@@ -164,7 +164,7 @@ class Tables:
         old: float = 0.5 ** (max(now - batch.at, 0.0) / CALM)
         return max(self._count, batch.value * target.replicas * old)
 
-    def _levels(self, tier: Tier, now: float) -> list[Level]:
+    def _levels(self, tier: Tier, shift: Deviation | None, now: float) -> list[Level]:
         count = self._sequences(now)
         alike, beside = count, 0.0
         if tier is not FAIR:
@@ -182,6 +182,7 @@ class Tables:
                     sharing=max(alike / member.replicas, 1.0),
                     beside=beside / member.replicas,
                     wait=wait,
+                    silent=self._agreement.silent(member.name, shift),
                 )
             )
         return levels

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from specrouter.v1 import level_pb2 as pb
+from specrouter_core.adaptive import Follower
 from specrouter_core.event import NOTHING, Commit
 from specrouter_router.flight import Flight
 from specrouter_router.metrics import Metrics
@@ -134,15 +135,30 @@ class Judge:
         self._planner.answered(score.level, reply.timing, total, self.now())
         target = self._planner.target
         run = 0
+        fresh, follower = self._alone(score)
         said = [*reply.tokens, NOTHING]  # a level without a guess says no more
         for i, (drawn, settled) in enumerate(zip(said, score.tokens, strict=False)):
             draws = score.draws.get(score.base + i, {})
+            its = follower if score.base + i >= fresh else None
             for other, token in ((target, settled), *draws.items()):
-                self.adaptive.drew(run, {score.level: drawn, other: token})
+                self.adaptive.drew(run, {score.level: drawn, other: token}, its)
             run = run + 1 if drawn == settled else 0  # a chain would begin anew here
         for mine, targets in zip(reply.probes, score.probes, strict=False):
             if mine.ids and targets.ids:
                 self.adaptive.probed(score.level, target, _pairs(mine), _pairs(targets))
+
+    def _alone(self, score: Score) -> tuple[int, Follower | None]:
+        """The sequence judged, if its target draws alone: else its own rounds show how it differs from others.
+
+        With the position from which on the level was not judged on it before.
+        """
+        follower = self.adaptive.running.get(score.sequence)
+        if follower is None or len(follower.plan.levels) > 1:
+            return 0, None
+        end = score.base + len(score.tokens)
+        fresh = follower.judged.get(score.level, 0)
+        follower.judged[score.level] = end
+        return fresh, follower
 
 
 class Score:
@@ -168,9 +184,14 @@ class Score:
         self._sequence = sequence
         self._cost = cost  # as estimated
 
+    @property
+    def sequence(self) -> str:
+        """The name of the sequence whose text it is."""
+        return self._sequence.id
+
     def fill(self, flight: Flight, message: pb.ExtendCall) -> None:
         """See flight.Owner."""
-        message.sequence = self._sequence.id
+        message.sequence = self.sequence
         message.epoch = self._sequence.record.epoch
         flight.holding.name_prefix(message, self.base, ())
         message.proposals.extend(self.tokens)
