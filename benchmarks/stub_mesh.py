@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,17 @@ class Mesh:
         for part in [*self.routers, *self.levels.values()]:
             if part.child is not None:
                 part.child.kill()
+
+
+@contextmanager
+def meshed(folder: Path, levels: Sequence[Level]) -> Iterator[Mesh]:
+    """A mesh with a Valkey of its own."""
+    with ValkeyServer() as valkey:
+        made = Mesh(folder, levels, valkey)
+        try:
+            yield made
+        finally:
+            made.stop()
 
 
 def family_file(

@@ -11,7 +11,7 @@ import yaml
 
 from specrouter_family.family import BYTES, FROM_TARGET, ChainSpec, Family, LevelSettings
 from specrouter_operator.family_types import Level, ModelFamilySpec
-from specrouter_operator.pods import GRPC_PORT, HTTP_PORT, MODEL_PATH, level_labels, pod_spec, selector
+from specrouter_operator.pods import GRPC_PORT, HTTP_PORT, MODEL_PATH, level_labels, pod_annotations, pod_spec, selector
 from specrouter_operator.resource import (
     BUDGET,
     CONFIG_MAP,
@@ -34,6 +34,11 @@ Wanted = list[tuple[Resource, Object]]
 def deployment_name(family: str, level: str) -> str:
     """The level's Deployment, whoever makes it: KServe has this name for its own."""
     return f"{family}-{level}-predictor"
+
+
+def service_name(family: str, level: str) -> str:
+    """The level's InferenceService."""
+    return f"{family}-{level}"
 
 
 def replicas_name(family: str, level: str) -> str:
@@ -92,10 +97,13 @@ def _level(name: str, spec: ModelFamilySpec, level: Level, pod: Object) -> Wante
         ),
     ]
     if spec.backend == "KServe":
-        return [(INFERENCE_SERVICE, _inference_service(meta(f"{name}-{level.name}"), spec, level, pod)), *common]
+        return [
+            (INFERENCE_SERVICE, _inference_service(meta(service_name(name, level.name)), spec, level, pod)),
+            *common,
+        ]
     deployment = {
         "selector": {"matchLabels": chosen},
-        "template": {"metadata": {"labels": dict(labels)}, "spec": pod},
+        "template": {"metadata": {"labels": dict(labels), "annotations": pod_annotations(pod)}, "spec": pod},
         **({} if level.surge else {"strategy": ONE_BY_ONE}),
     }
     service = {
@@ -124,7 +132,8 @@ def _inference_service(meta: Object, spec: ModelFamilySpec, level: Level, pod: O
     # minReplicas counts when the Deployment is made, and never again: so its first replicas are right
     first = min(level.replicas.min * spec.replicas, level.replicas.most)
     strategy = {} if level.surge else {"deploymentStrategy": ONE_BY_ONE}
-    return {"metadata": meta, "spec": {"predictor": {"minReplicas": first, **strategy, **pod}}}
+    predictor = {"annotations": pod_annotations(pod), "minReplicas": first, **strategy, **pod}
+    return {"metadata": meta, "spec": {"predictor": predictor}}
 
 
 def _port(name: str, number: int, protocol: str | None) -> Object:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 from specrouter_family.family import LevelSettings
 from specrouter_operator.family_types import Level, ModelFamilySpec
 from specrouter_operator.resource import FAMILY_LABEL, LEVEL_LABEL, Object
+from specrouter_operator.schema import GROUP
 from specrouter_operator.settings import Settings
 
 HTTP_PORT, GRPC_PORT = 8080, 9000
@@ -21,6 +25,7 @@ DEFAULTS = {"cpu": ("100m", "1"), "memory": ("256Mi", "2Gi")}  # request and lim
 LOADING_S, PROBE_S = 1800, 5  # how long weights may take to load, seconds between two probes
 GRACE_S = 10  # beyond the drain, to end
 KV_PATH = "/etc/specrouter/kv"
+POD_HASH = f"{GROUP}/pod-hash"  # annotation of pods: by it one sees whether KServe's Deployment is the one wanted
 # Settings of a level that are options of its command just so; the others are the router's, or set below.
 OPTIONS = tuple(name for name in LevelSettings.model_fields if name not in ("name", "engine", "device", "weight"))
 
@@ -83,6 +88,12 @@ def pod_spec(
         "automountServiceAccountToken": False,
     }
     return pod | ({"initContainers": init} if init else {}) | _placement(family, spec, level)
+
+
+def pod_annotations(pod: Object) -> dict[str, str]:
+    """What a level's pods are annotated with, given their spec."""
+    text = json.dumps(pod, sort_keys=True)
+    return {POD_HASH: hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def keeps_kv(level: Level) -> bool:

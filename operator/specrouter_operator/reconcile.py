@@ -23,7 +23,7 @@ from specrouter_operator.drain import Drains
 from specrouter_operator.events import Events
 from specrouter_operator.family_types import ModelFamilySpec
 from specrouter_operator.metrics import WRITES
-from specrouter_operator.objects import deployment_name, family_file, wanted
+from specrouter_operator.objects import deployment_name, family_file, service_name, wanted
 from specrouter_operator.pods import keeps_kv
 from specrouter_operator.policy_types import RoutingPolicySpec
 from specrouter_operator.report import Reporter, family_status, policy_status
@@ -91,6 +91,7 @@ class Reconciler:
         self._drains = Drains(world, clock)
         self._reporter = Reporter(world, events, clock)
         self._made: dict[str, tuple[object, float]] = {}  # family -> what its objects were made of, and when
+        self._rolled_out: dict[str, dict[str, str]] = {}  # family -> level -> Seen.rolled_out
         self._scaled: dict[str, tuple[str, int]] = {}  # Deployment -> its version when it was scaled, and to what
 
     def reconcile(self, name: str) -> float | None:
@@ -110,6 +111,7 @@ class Reconciler:
                 return TICK_S
             self._control.forget(self._key(name))
             self._made.pop(name, None)
+            self._rolled_out.pop(name, None)
             return None
         owner = self._drains.ensure_finalizer(owner)
         try:
@@ -146,7 +148,7 @@ class Reconciler:
 
     def _carry_out(self, case: Case) -> float:
         draining = self._make(case)
-        seen = {level.name: self._seen(name_of(case.owner), level.name) for level in case.spec.levels}
+        seen = self._seen(name_of(case.owner), case.spec)
         decision = self._decide(case, seen)
         wants = self._wants(case, seen, decision)
         version = self._publish(case, decision)
@@ -204,8 +206,14 @@ class Reconciler:
         case.findings.append(APPLIED)
         return self._drains.leftovers(case.owner, {(resource, name_of(wish)) for resource, wish in objects})
 
-    def _seen(self, family: str, level: str) -> Seen:
-        return Seen.of(self._world.get(DEPLOYMENT, deployment_name(family, level)))
+    def _seen(self, family: str, spec: ModelFamilySpec) -> dict[str, Seen]:
+        seen, known = {}, self._rolled_out.get(family, {})
+        for level in (one.name for one in spec.levels):
+            deployment = self._world.get(DEPLOYMENT, deployment_name(family, level))
+            service = self._world.get(INFERENCE_SERVICE, service_name(family, level))
+            seen[level] = Seen.of(deployment, service, known.get(level, ""))
+        self._rolled_out[family] = {level: one.rolled_out for level, one in seen.items()}
+        return seen
 
     def _decide(self, case: Case, seen: Mapping[str, Seen]) -> Decision | None:
         if case.policy is None:

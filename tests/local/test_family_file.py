@@ -145,6 +145,12 @@ def test_directories_are_looked_for_beside_the_file(tmp_path: Path) -> None:
     assert family.target.model == family.tokenizer == str(tmp_path / "weights" / "m")
 
 
+def test_a_tokenizer_that_the_target_sends_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    text = TORCH.format("m").replace("tokenizer: m", "tokenizer: target")
+    assert placed(text, tmp_path).tokenizer == "target"
+
+
 def test_what_is_no_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"levels\.0\.model: '\./m' is neither a directory here nor a Hugging Face"):
         placed(TORCH.format("./m"), tmp_path)

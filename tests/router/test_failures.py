@@ -111,13 +111,13 @@ def test_a_killed_target_is_a_clear_error_in_bounded_time(fragile: Mesh, steady:
 def test_a_target_that_is_back_soon_enough_goes_unnoticed(fragile: Mesh, router: Router, steady: Router) -> None:
     """A pause of the whole process, shorter than any deadline, and no more."""
     wanted = alone(router, temperature=0)
-    process = fragile.levels["target"].process
-    assert process is not None
+    child = fragile.levels["target"].child
+    assert child is not None
 
     def pause() -> None:
-        process.send_signal(19)  # SIGSTOP
-        time.sleep(0.5)
-        process.send_signal(18)  # SIGCONT
+        child.freeze()
+        time.sleep(0.5)  # the pause
+        child.thaw()
 
     assert stream_and(steady, pause, temperature=0)[0] == wanted
 

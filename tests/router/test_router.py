@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from processes import become
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.sampling import Sampling
 from specrouter_family import family
@@ -61,8 +62,7 @@ async def test_more_than_the_bound_are_told_to_come_again(mesh: Mesh) -> None:
         assert response.json()["error"]["type"] == "rate_limit_error"
         for sequence in running:
             sequence.cancel()
-        await asyncio.sleep(0)
-        assert not router.running
+        await become(lambda: not router.running)
         assert isinstance(await last(router.submit(request(max_tokens=3))), End)
 
 
@@ -117,7 +117,7 @@ async def test_a_level_that_has_seen_a_newer_epoch_ends_the_sequence(mesh: Mesh)
         await router.start()
         sequence = router.submit(request())
         sequence.record.epoch = 0
-        await asyncio.sleep(0)
+        await become(lambda: router.links["target"].inflight)
         reply = pb.ExtendReply(outcome=pb.OUTCOME_STALE_EPOCH, message="epoch 3 has been seen")
         flight = router.links["target"].inflight[0]
         sequence.replied(flight, reply)

