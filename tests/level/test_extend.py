@@ -62,7 +62,7 @@ async def test_a_newer_call_supersedes_one_in_a_running_step() -> None:
         router = Router(service)
         right = alone(PROMPT, 3)
         await router.send(router.call("a", PROMPT, more=20))
-        await asyncio.sleep(0.05)
+        await become(lambda: level.gauge("rows_running") > 0)
         call = router.call("a", PROMPT + right[:1], len(PROMPT), more=1)
         await router.send(call)
         replies = await router.ends(1, 2)
@@ -155,10 +155,12 @@ async def test_a_caller_that_does_not_read_is_not_read_from() -> None:
         router = Router(service)
         bad = [router.call("a" * 60, PROMPT, more=65) for _ in range(200)]
         writes = asyncio.create_task(_send_often(router, bad, 100))
-        await asyncio.sleep(0.5)
-        refused = level.scheduler.counts.calls[pb.OUTCOME_INVALID]
-        await asyncio.sleep(0.2)
-        assert 0 < refused == level.scheduler.counts.calls[pb.OUTCOME_INVALID] < 20_000  # it has stopped
+        refused = [0]
+        async with asyncio.timeout(SECONDS):
+            while len(refused) < 3 or refused[-1] != refused[-2]:
+                await asyncio.sleep(0.2)  # in which nothing comes any more, some time
+                refused.append(level.scheduler.counts.calls.get(pb.OUTCOME_INVALID, 0))
+        assert 0 < refused[-1] < 20_000
         seen = 0
         while seen < 20_000:
             seen += len((await router.message()).replies)
@@ -176,7 +178,7 @@ async def test_stopping_lets_running_calls_end_and_takes_no_more() -> None:
         await router.send(router.call("a", PROMPT, more=5))
         await router.message()
         stopping = asyncio.create_task(level.server.stop())
-        await asyncio.sleep(0.02)
+        await become(lambda: level.scheduler.closed)
         await router.send(router.call("b", PROMPT))
         replies = await router.ends(1, 2)
         assert replies[2].outcome == pb.OUTCOME_OVERLOADED and replies[2].retry_ms > 0

@@ -7,17 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
-from processes import Process, free_ports
+from processes import Process, free_ports, numbers, until
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1.level_pb2_grpc import LevelServiceStub
 
@@ -26,6 +26,7 @@ START_SECONDS = 30.0  # on a busy machine; 1.5 on an idle one
 STOP_SECONDS = 5.0
 INFER = b'{"inputs": [{"name": "prefix", "datatype": "INT32", "shape": [1], "data": [1]}]}'
 TEXT = list(b"to be, or not to be, or not")
+PARAMS = pb.SequenceParams(prompt_length=len(TEXT))
 
 
 class Level:
@@ -49,22 +50,27 @@ class Level:
             return 0, str(error)
 
     def wait(self) -> None:
-        limit = time.monotonic() + START_SECONDS
-        while self.get("/v2/health/ready")[0] != 200:
-            assert self.process.poll() is None and time.monotonic() < limit, self.log.read_text()
-            time.sleep(0.05)
+        def ready() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            return self.get("/v2/health/ready")[0] == 200
+
+        assert until(ready, START_SECONDS), self.log.read_text()
+
+    def number(self, name: str) -> float:
+        """One of its metrics, 0 where it is not there yet."""
+        return next(numbers(f"http://127.0.0.1:{self.http}", f"specrouter_level_{name}"), 0.0)
 
     def stop(self, number: int) -> int:
         self.process.send_signal(number)
         return self.process.wait(STOP_SECONDS)
 
-    def ask(self, **fields: object) -> pb.ExtendReply:
-        params = pb.SequenceParams(prompt_length=len(TEXT))
-        call = pb.ExtendCall(call=1, sequence="a", suffix=TEXT, params=params, deadline_ms=5000)
-        call.MergeFrom(pb.ExtendCall(**fields))  # type: ignore[arg-type]
+    def ask(self, **fields: Any) -> pb.ExtendReply:
+        """The last reply to one call."""
+        usual = {"sequence": "a", "suffix": TEXT, "params": PARAMS, "deadline_ms": 5000}
+        call = pb.ExtendCall(call=1, **(usual | fields))
         with grpc.insecure_channel(f"127.0.0.1:{self.grpc}") as channel:
             requests = iter([pb.ExtendRequest(calls=[call])])
-            for response in LevelServiceStub(channel).Extend(requests, timeout=10):
+            for response in LevelServiceStub(channel).Extend(requests, timeout=call.deadline_ms / 1000 + 5):
                 for reply in response.replies:
                     if reply.outcome:
                         return reply
@@ -113,8 +119,7 @@ def test_sigterm_while_a_call_runs_and_by_environment(tmp_path: Path) -> None:
         f"SPECROUTER_LEVEL_{name}": value for name, value in (("NAME", "slow"), ("ENGINE", "stub"), ("STEP_MS", "1:50"))
     }
     with running(tmp_path / "log", env=env) as level:
-        params = pb.SequenceParams(prompt_length=len(TEXT))
-        call = pb.ExtendCall(call=1, sequence="a", suffix=TEXT, more=9, params=params, deadline_ms=5000)
+        call = pb.ExtendCall(call=1, sequence="a", suffix=TEXT, more=9, params=PARAMS, deadline_ms=5000)
         with grpc.insecure_channel(f"127.0.0.1:{level.grpc}") as channel:
             stream = LevelServiceStub(channel).Extend(iter([pb.ExtendRequest(calls=[call])]), timeout=10)
             next(stream)

@@ -8,13 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from processes import running, until
+from processes import Process, numbers, running, until
 from specrouter_local import paths
 from specrouter_local.client import Router
 from specrouter_local.state import MeshState, Run
@@ -36,8 +35,7 @@ class Up:
     def __init__(self) -> None:
         self.log = paths.cache() / "up.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(UP, stdout=log, stderr=subprocess.STDOUT)
+        self.process = Process(UP, self.log).popen
         assert until(self.ready, 60), self.said()
         self.first = self.state()
 
@@ -145,11 +143,16 @@ def test_a_level_killed_mid_stream_changes_no_text_and_comes_back(up: Up, level:
     before = answer(*wanted)
     killed = up.pid(level)
     router = Router(up.first.router)
+
+    def rounds() -> float:
+        return next(numbers(up.first.router, "specrouter_rounds_total"))
+
+    begun = rounds()
     with subprocess.Popen(
         [*COMMAND, "generate", "tell me", "--json", *wanted], stdout=subprocess.PIPE, text=True
     ) as streaming:
         assert until(lambda: router.status()["sequences"] == 1, 30)
-        time.sleep(0.3)
+        assert until(lambda: rounds() > begun + 2, 30)
         os.kill(killed, signal.SIGKILL)
         assert router.status()["sequences"] == 1
         text, _ = streaming.communicate(timeout=60)
