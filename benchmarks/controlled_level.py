@@ -36,7 +36,7 @@ class Control:
                 time.sleep((self.slowdown - 1) * (time.perf_counter() - begin))
                 return drawn
 
-            engine.step = slowed  # type: ignore[method-assign]  # the one method that takes a model's time
+            engine.step = slowed  # the one method that takes a model's time
             threading.Thread(target=self.obey, args=(engine,), daemon=True).start()
             return engine
 
@@ -52,6 +52,6 @@ class Control:
 
 if __name__ == "__main__":
     control = Control()
-    engines.stub = control.over(engines.stub)  # type: ignore[assignment]
+    engines.stub = control.over(engines.stub)
     engines.torch = control.over(engines.torch)
     scripts.main()

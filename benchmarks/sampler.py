@@ -46,7 +46,7 @@ def main() -> None:
     text = [1 + (7919 * i) % 40_000 for i in range(CONTEXT + ROWS)]
     seen: list[torch.Tensor] = []
     draw = engine._sampler.draw
-    engine._sampler.draw = lambda logits, requests: (seen.append(logits.clone()), draw(logits, requests))[1]  # type: ignore[method-assign]
+    engine._sampler.draw = lambda logits, requests: (seen.append(logits.clone()), draw(logits, requests))[1]
     params = Params(Sampling(temperature=0.0), CONTEXT)
     engine.step([Span(0, 0, text[:CONTEXT], 0, params)])
     steps = []

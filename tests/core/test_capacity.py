@@ -44,6 +44,7 @@ def test_the_best_comes_first_and_everything_adds_up() -> None:
 
 def test_one_replica_fewer_does_not_do() -> None:
     best = advise(offers(), LOAD)[0]
+    assert max(best.replicas) > 1
     for name, count in zip(best.plan.levels, best.replicas, strict=True):
         if count > 1:
             fewer = {**dict(zip(best.plan.levels, best.replicas, strict=True)), name: count - 1}

@@ -9,7 +9,7 @@ import pytest
 from specrouter_core.adaptive import Adaptive, Member
 from specrouter_core.adaptive_policy import AdaptivePolicy
 from specrouter_core.chain import Plan
-from specrouter_core.event import Call, Commit
+from specrouter_core.event import Call, Commit, Reply
 from specrouter_core.machine import Machine
 from specrouter_core.prediction import Level, Space
 from specrouter_core.profile import Curve, Profile
@@ -54,8 +54,6 @@ def test_only_the_lowest_level_is_told_to_stop() -> None:
     first = machine.start()
     assert [c.confidence for c in first if isinstance(c, Call)] == [0.0], "the target is never stopped"
     (call,) = (c for c in first if isinstance(c, Call))
-    from specrouter_core.event import Reply  # noqa: PLC0415
-
     calls = [a for a in machine.receive(Reply(call.call, [7], True)) if isinstance(a, Call)]
     assert [(c.level, c.confidence) for c in calls] == [("draft", 0.5)]
     assert plan.without("draft").confidence == 0.0

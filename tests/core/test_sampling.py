@@ -48,7 +48,7 @@ def test_penalties_count_generated_tokens_and_repetition_the_prompt_too() -> Non
     want[0] /= 2
     want[4] *= 2
     want[1] = 1.0 / 2 - 0.5 - 0.25 * 2
-    np.testing.assert_allclose(out, want, rtol=1e-6)
+    assert out == pytest.approx(want, rel=1e-6)
 
 
 def test_bias_comes_before_the_penalties_and_the_temperature() -> None:

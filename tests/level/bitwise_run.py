@@ -1,7 +1,7 @@
 """One engine, the same texts one token at a time and in random groups: are KV and logits equal to the bit?
 
-A program of its own, because the BLAS settings must be in the environment before torch loads. Usage:
-bitwise_run.py DIRECTORY DTYPE QUANTIZATION EXACTNESS THREADS; prints JSON: positions compared, and how many differ.
+A program for exact.py. Usage: bitwise_run.py DIRECTORY DTYPE QUANTIZATION EXACTNESS; prints JSON: positions compared,
+and how many differ.
 """
 
 from __future__ import annotations
@@ -11,15 +11,11 @@ import random
 import sys
 from pathlib import Path
 
-from specrouter_level import reproducible
+import torch
 
-reproducible.prepare(int(sys.argv[5]))
-
-import torch  # noqa: E402
-
-from specrouter_core.sampling import Sampling  # noqa: E402
-from specrouter_level import torch_engine  # noqa: E402
-from specrouter_level.engine import Params, Span  # noqa: E402
+from specrouter_core.sampling import Sampling
+from specrouter_level import torch_engine
+from specrouter_level.engine import Params, Span
 
 PROMPTS = (37, 64, 100)  # tokens: part of a chunk, a whole one, more than one
 MORE = 40  # tokens after the prompt; the last text passes the first block of 128 keys
@@ -34,14 +30,14 @@ class Watched:
         )
         self.logits: dict[tuple[int, int], torch.Tensor] = {}
 
-        def draw(logits, requests):  # type: ignore[no-untyped-def]
+        def draw(logits, requests):
             for row, request in zip(logits, requests, strict=True):
                 if request.sampling.seed < 100:  # not wrong proposals'
                     self.logits[request.sampling.seed, request.position] = row.clone()
             return original(logits, requests)
 
         original = self.engine._sampler.draw
-        self.engine._sampler.draw = draw  # type: ignore[method-assign]
+        self.engine._sampler.draw = draw
 
     def kv(self, slot: int, length: int) -> list[torch.Tensor]:
         parts = (*self.engine._kv.keys.values(), *self.engine._kv.values.values())

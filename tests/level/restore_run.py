@@ -1,7 +1,6 @@
 """Three levels with one text: one writes checkpoints, one restores them, one computes all. Is all equal to the bit?
 
-A program of its own, because the BLAS settings must be in the environment before torch loads. Usage:
-restore_run.py DIRECTORY DTYPE EXACTNESS CODEC REDIS_URL; prints JSON.
+A program for exact.py. Usage: restore_run.py DIRECTORY DTYPE REDIS_URL; prints JSON.
 """
 
 from __future__ import annotations
@@ -12,16 +11,12 @@ import random
 import sys
 from pathlib import Path
 
-from specrouter_level import reproducible
+import numpy as np
+from stepped_level import SteppedLevel
 
-reproducible.prepare(1)
-
-import numpy as np  # noqa: E402
-from stepped_level import SteppedLevel  # noqa: E402
-
-from specrouter.v1 import level_pb2 as pb  # noqa: E402
-from specrouter_level import torch_engine  # noqa: E402
-from specrouter_level.checkpoint_settings import Settings, where  # noqa: E402
+from specrouter.v1 import level_pb2 as pb
+from specrouter_level import torch_engine
+from specrouter_level.checkpoint_settings import Settings, where
 
 PROMPT = 150  # tokens: two blocks of the prompt, and one that its end falls into
 MORE = 60  # drawn by the first life
@@ -29,8 +24,8 @@ AFTER = 30  # drawn by the second
 TOKEN_S = 1.0  # small models compute faster than anything can be fetched
 
 
-def level(directory: str, dtype: str, exactness: str, settings: Settings | None) -> SteppedLevel:
-    engine = torch_engine.load(Path(directory), dtype=dtype, exactness=exactness, max_length=256, slots=2)
+def level(directory: str, dtype: str, settings: Settings | None) -> SteppedLevel:
+    engine = torch_engine.load(Path(directory), dtype=dtype, exactness="bitwise", max_length=256, slots=2)
     made = SteppedLevel(engine, settings, pb.Sampling(seed=5, temperature=0.8), TOKEN_S)
     if settings is not None:
         made.checkpoints.prices._token = TOKEN_S
@@ -44,12 +39,12 @@ def kv(level: SteppedLevel, sequence: str, length: int) -> list[np.ndarray]:
 
 
 async def main() -> None:
-    directory, dtype, exactness, codec, url = sys.argv[1:6]
-    settings = Settings("all", where(url), codec, 64 << 20, b"k" * 32)
+    directory, dtype, url = sys.argv[1:]
+    settings = Settings("all", where(url), "exact", 64 << 20, b"k" * 32)
     rng = random.Random(3)
     prompt = [rng.randrange(3, 90) for _ in range(PROMPT)]
-    first, second = (level(directory, dtype, exactness, settings) for _ in range(2))
-    alone = level(directory, dtype, exactness, None)
+    first, second = (level(directory, dtype, settings) for _ in range(2))
+    alone = level(directory, dtype, None)
     text = prompt + await first.ask("a", prompt, MORE - 1)
     await first.until("written", (len(text) - 1) // 64)
     went_on, computed = [await one.ask("b", text, AFTER - 1, PROMPT) for one in (second, alone)]

@@ -122,11 +122,12 @@ async def test_the_least_used_make_room(redis: Redis) -> None:
 
 async def test_blocks_of_a_text_that_was_taken_back_are_offered_anew(redis: Redis) -> None:
     level = Level(redis)
-    level.checkpoints.wanted = lambda held: False  # type: ignore[method-assign]
+    level.checkpoints.wanted = lambda held: False
     await level.ask("a", PROMPT)
     await level.until("written", 3)
     await level.ask("a", PROMPT[:100] + [6] * 100)
     await level.until("written", 5)
+    assert len(blobs(redis)) == 5
     await level.close()
 
 
@@ -146,7 +147,7 @@ async def test_what_writes_to_a_block_voids_its_copy(by: str, redis: Redis) -> N
         go.wait(SECONDS)
         return read(slot, begin, end)
 
-    level.engine.read = slowly  # type: ignore[method-assign]
+    level.engine.read = slowly
     await level.ask("a", PROMPT[:70])
     await asyncio.to_thread(going.wait, SECONDS)
     await level.ask("a", other)
@@ -162,7 +163,7 @@ async def test_a_full_queue_delays_and_never_waits(redis: Redis, monkeypatch: py
     monkeypatch.setattr(checkpoint, "MAX_COPIES", 1)
     level = Level(redis)
     read, go = level.engine.read, threading.Event()
-    level.engine.read = lambda *place: (go.wait(SECONDS), read(*place))[1]  # type: ignore[method-assign]
+    level.engine.read = lambda *place: (go.wait(SECONDS), read(*place))[1]
     await level.ask("a", PROMPT)
     assert level.checkpoints.counts["delayed"] > 0 and level.held("a").offered < 3
     go.set()
@@ -194,7 +195,7 @@ async def test_random_texts_calls_and_releases_never_meet_a_wrong_memory(redis: 
         if turn % 3 == 0:
             await asyncio.sleep(0.002)  # restores go on
     for level in levels:
-        await become(lambda level=level: not any(h.restoring for h in level.scheduler.slots._held.values()))  # type: ignore[misc]
+        await become(lambda level=level: not any(h.restoring for h in level.scheduler.slots._held.values()))
         level.run()
         assert level.scheduler.busy == 0
     restored = sum(level.checkpoints.counts["restored_tokens"] for level in levels)

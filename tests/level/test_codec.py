@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load
 
 from specrouter_level import codec
@@ -63,8 +64,6 @@ def test_sizes() -> None:
 
 
 def test_rounding_to_bfloat16_is_to_nearest_even() -> None:
-    import torch  # noqa: PLC0415
-
     values = np.random.default_rng(1).normal(0, 100, 10_000).astype(np.float32)
     want = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view("u2")
     assert np.array_equal(codec._from_float32(values, "bfloat16"), want)
@@ -112,7 +111,7 @@ def test_the_bytes_are_a_safetensors_file() -> None:
         (lambda data: data[:-5] + bytes([data[-5] ^ 128]) + data[-4:], "checksum"),
     ],
 )
-def test_harmed_bytes_are_refused(change, why: str) -> None:  # type: ignore[no-untyped-def]
+def test_harmed_bytes_are_refused(change, why: str) -> None:
     data = framing().write(block("float32"), "n", 0)
     with pytest.raises(BlobError, match=why):
         framing().read(change(data), "n", 0)
@@ -141,7 +140,7 @@ def test_another_blocks_bytes_are_refused() -> None:
 
 def namer(exactness: str = "bitwise", **changes: object) -> Namer:
     about = {"model_digest": "m", "codec": "exact", "layout": layout("float32"), "positions": POSITIONS, "key": KEY}
-    return Namer(**{**about, "exactness": exactness, **changes})  # type: ignore[arg-type]
+    return Namer(**{**about, "exactness": exactness, **changes})
 
 
 TEXT = list(range(1, 330))

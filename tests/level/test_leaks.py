@@ -122,6 +122,7 @@ async def test_superseded_withdrawn_and_expired_calls_leave_nothing() -> None:
             await router.ends(*(call.call for call in calls))
         await router.send(released=list("abcd"))
         await emptied(level)
+        assert len(level.scheduler.slots._free) == 8
 
 
 @asynccontextmanager
@@ -131,7 +132,7 @@ async def checkpointed(redis: Redis, slots: int) -> AsyncIterator[tuple[Level, C
     level = Level(engine)
     settings = Settings("all", where(url(redis)), "exact", 50 * 14_000)
     checkpoints = Checkpoints(settings, engine, engine)
-    checkpoints.prices.stepped = lambda rows, seconds: None  # type: ignore[method-assign]  # a stub's step costs nothing
+    checkpoints.prices.stepped = lambda rows, seconds: None  # a stub's step costs nothing
     level.scheduler.checkpoints = checkpoints
     level.address = f"127.0.0.1:{await level.server.start('127.0.0.1:0')}"
 

@@ -42,7 +42,7 @@ class Level:
         request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", data)
         request.add_header("content-type", "application/json")
         try:
-            with urllib.request.urlopen(request, timeout=5) as response:
+            with urllib.request.urlopen(request, timeout=5) as response:  # noqa: S310  # http, see above
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
@@ -163,4 +163,4 @@ def test_a_level_without_weights_loads_neither_torch_nor_ray() -> None:
         "import sys, specrouter_level.scripts, specrouter_level.process, specrouter_level.stub, specrouter_level.ngram;"
         "assert not {'torch', 'ray', 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=START_SECONDS)
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=START_SECONDS).returncode == 0

@@ -13,91 +13,113 @@ from specrouter_level.engine import Span
 from specrouter_level.scheduler import Scheduler
 from specrouter_level.stub import ALPHABET
 
+CUT_SHORT = (
+    pb.OUTCOME_SUPERSEDED,
+    pb.OUTCOME_STALE_EPOCH,
+    pb.OUTCOME_OVERLOADED,
+    pb.OUTCOME_PREFIX_UNKNOWN,
+    pb.OUTCOME_INTERNAL,
+)
 ACTIONS = ["call"] * 6 + ["run"] * 3 + ["form", "finish"] * 2 + ["withdraw", "release", "break", "fail"]
+
+
+class Trial:
+    """Two routers and a scheduler that do what ``data`` draws, and what their calls must have been answered."""
+
+    def __init__(self, data: st.DataObject) -> None:
+        self.draw = data.draw
+        self.engine = StrictEngine(slots=self.draw(st.integers(1, 4)), max_rows=self.draw(st.sampled_from([4, 16, 70])))
+        self.scheduler = Scheduler(self.engine.info)
+        self.routers = [Router(self.scheduler), Router(self.scheduler)]
+        self.expected: dict[tuple[int, int], list[int]] = {}  # by router and call
+        self.texts = {
+            name: [ALPHABET[i % 32] for i in range(length)] for name, length in zip("abc", (1, 9, 90), strict=True)
+        }
+        self.epochs = dict.fromkeys(self.texts, 0)
+        self.running: list[Span] | None = None
+
+    def act(self) -> None:
+        """One of all things that may happen."""
+        place, name = self.draw(st.integers(0, 1)), self.draw(st.sampled_from("abc"))
+        router = self.routers[place]
+        match self.draw(st.sampled_from(ACTIONS)):
+            case "call":
+                self.call(place, name)
+            case "withdraw" if router.number:
+                gone = [self.draw(st.integers(1, router.number))]
+                self.scheduler.receive(router.stream, pb.ExtendRequest(withdrawn=gone))
+            case "release":
+                self.scheduler.receive(router.stream, pb.ExtendRequest(released=[name]))
+            case "break":
+                self.scheduler.close(router.stream)
+                router.read()
+                router.number += 1000
+                self.expected = {key: value for key, value in self.expected.items() if key[0] != place}
+            case action:
+                self.step(action)
+        router.read()
+        assert len(self.scheduler.slots) <= self.engine.info.slots
+
+    def step(self, action: str) -> None:
+        """All steps that there are, or one in two parts."""
+        if self.running is None:
+            if action == "run":
+                run(self.scheduler, self.engine)
+            elif action == "form":
+                self.running = self.scheduler.form() or None
+        elif action in ("finish", "fail"):
+            if action == "finish":
+                self.scheduler.finish(self.engine.step(self.running), 0.001)
+            else:
+                self.scheduler.fail("the engine failed: Test")
+            self.running = None
+
+    def call(self, place: int, name: str) -> None:
+        """About a new prefix: some of the old text, then right or wrong tokens; proposals begin right."""
+        text = self.texts[name]
+        keep = self.draw(st.integers(1, len(text)))
+        prefix = text[:keep] + self.draw(st.lists(st.sampled_from(list(ALPHABET)), max_size=5))
+        right = reference(self.engine, prefix, 8, stops=())[: self.draw(st.integers(0, 8))]
+        proposals = right + self.draw(st.lists(st.sampled_from([97, 98]), max_size=3))
+        proposals = proposals[: self.engine.info.max_length - len(prefix) - 1]
+        more = self.draw(st.integers(0, 6))
+        score = bool(proposals) and self.draw(st.booleans())
+        self.epochs[name] += self.draw(st.sampled_from([0, 0, 0, 1]))
+        fields = {"proposals": proposals, "more": 0 if score else more, "score": score, "epoch": self.epochs[name]}
+        number = self.routers[place].ask(name, prefix, base=self.draw(st.sampled_from([0, keep // 2, keep])), **fields)
+        if score:
+            drawn = [reference(self.engine, prefix + proposals[:i], 1)[0] for i in range(len(proposals))]
+        else:
+            same = reference(self.engine, prefix, len(proposals) + 1)
+            accepted = next((i for i, p in enumerate(proposals) if i >= len(same) or same[i] != p), len(proposals))
+            drawn = reference(self.engine, prefix, accepted + 1 + more)
+        self.expected[place, number] = drawn
+        self.texts[name] = prefix + self.draw(st.sampled_from([[], drawn[:3], proposals]))
+
+    def end(self) -> None:
+        """Every call has been answered, rightly, as far as it got."""
+        self.step("finish")
+        run(self.scheduler, self.engine)
+        for router in self.routers:
+            router.read()
+        assert self.scheduler.busy == 0
+        for (place, number), tokens in self.expected.items():
+            reply = self.routers[place].replies[number]
+            if reply.outcome == pb.OUTCOME_DONE:
+                assert list(reply.tokens) == tokens
+                assert len(reply.confidence) == len(tokens)
+            else:
+                assert list(reply.tokens) == tokens[: len(reply.tokens)]
+                assert reply.outcome in CUT_SHORT
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_answers_depend_on_the_prefix_alone(data: st.DataObject) -> None:
-    engine = StrictEngine(slots=data.draw(st.integers(1, 4)), max_rows=data.draw(st.sampled_from([4, 16, 70])))
-    scheduler = Scheduler(engine.info)
-    routers = [Router(scheduler), Router(scheduler)]
-    expected: dict[tuple[int, int], list[int]] = {}
-    texts = {name: [ALPHABET[i % 32] for i in range(length)] for name, length in zip("abc", (1, 9, 90), strict=True)}
-    epochs = dict.fromkeys(texts, 0)
-    running: list[Span] | None = None
+    trial = Trial(data)
     for _ in range(data.draw(st.integers(5, 40))):
-        place = data.draw(st.integers(0, 1))
-        router = routers[place]
-        name = data.draw(st.sampled_from("abc"))
-        action = data.draw(st.sampled_from(ACTIONS))
-        if action == "call":
-            text = texts[name]
-            keep = data.draw(
-                st.integers(1, len(text))
-            )  # a new prefix: some of the old text, then right or wrong tokens
-            prefix = text[:keep] + data.draw(st.lists(st.sampled_from(list(ALPHABET)), max_size=5))
-            right = reference(engine, prefix, 8, stops=())
-            proposals = right[: data.draw(st.integers(0, 8))] + data.draw(
-                st.lists(st.sampled_from([97, 98]), max_size=3)
-            )
-            proposals = proposals[: engine.info.max_length - len(prefix) - 1]
-            more = data.draw(st.integers(0, 6))
-            score = bool(proposals) and data.draw(st.booleans())
-            epochs[name] += data.draw(st.sampled_from([0, 0, 0, 1]))
-            fields = {"proposals": proposals, "more": 0 if score else more, "score": score, "epoch": epochs[name]}
-            number = router.ask(name, prefix, base=data.draw(st.sampled_from([0, keep // 2, keep])), **fields)
-            if score:
-                expected[place, number] = [
-                    reference(engine, prefix + proposals[:i], 1)[0] for i in range(len(proposals))
-                ]
-            else:
-                same = reference(engine, prefix, len(proposals) + 1)
-                accepted = next((i for i, p in enumerate(proposals) if i >= len(same) or same[i] != p), len(proposals))
-                expected[place, number] = reference(engine, prefix, accepted + 1 + more)
-            texts[name] = prefix + data.draw(st.sampled_from([[], expected[place, number][:3], proposals]))
-        elif action == "run" and running is None:
-            run(scheduler, engine)
-        elif action == "form" and running is None:
-            running = scheduler.form() or None
-        elif action == "finish" and running is not None:
-            scheduler.finish(engine.step(running), 0.001)
-            running = None
-        elif action == "fail" and running is not None:
-            scheduler.fail("the engine failed: Test")
-            running = None
-        elif action == "withdraw" and router.number:
-            scheduler.receive(router.stream, pb.ExtendRequest(withdrawn=[data.draw(st.integers(1, router.number))]))
-        elif action == "release":
-            scheduler.receive(router.stream, pb.ExtendRequest(released=[name]))
-        elif action == "break":
-            scheduler.close(router.stream)
-            router.read()
-            router.number += 1000
-            expected = {key: value for key, value in expected.items() if key[0] != place}
-        router.read()
-        assert len(scheduler.slots) <= engine.info.slots
-    if running is not None:
-        scheduler.finish(engine.step(running), 0.001)
-    run(scheduler, engine)
-    for router in routers:
-        router.read()
-    assert scheduler.busy == 0
-    for (place, number), tokens in expected.items():
-        reply = routers[place].replies[number]
-        assert reply.outcome != pb.OUTCOME_UNSPECIFIED
-        if reply.outcome == pb.OUTCOME_DONE:
-            assert list(reply.tokens) == tokens
-            assert len(reply.confidence) == len(tokens)
-        else:
-            assert list(reply.tokens) == tokens[: len(reply.tokens)]
-            assert reply.outcome in (
-                pb.OUTCOME_SUPERSEDED,
-                pb.OUTCOME_STALE_EPOCH,
-                pb.OUTCOME_OVERLOADED,
-                pb.OUTCOME_PREFIX_UNKNOWN,
-                pb.OUTCOME_INTERNAL,
-            )
+        trial.act()
+    trial.end()
 
 
 def test_right_proposals_take_one_step_and_are_all_accepted() -> None:

@@ -144,7 +144,7 @@ def test_the_http_port_with_and_without_clients_certificates(authority: Authorit
     for mode, lets_in in (("server", {None, client.cert, other.cert}), ("mutual", {client.cert})):
         level = Level(tmp_path / mode, *options(server, ca), "--http-tls", mode)
         try:
-            assert until(lambda level=level: got(level, ca, client) == 200, START_SECONDS), level.log.read_text()  # type: ignore[misc]
+            assert until(lambda level=level: got(level, ca, client) == 200, START_SECONDS), level.log.read_text()
             for party in (None, client, other):
                 name = party.cert if party else None
                 assert (got(level, ca, party) == 200) == (name in lets_in), (mode, name)

@@ -9,12 +9,12 @@ import pytest
 from small_models import save
 
 pytestmark = pytest.mark.timeout(240)
-RUN = Path(__file__).with_name("bitwise_run.py")
+EXACT, RUN = (str(Path(__file__).with_name(name)) for name in ("exact.py", "bitwise_run.py"))
 
 
 def run(directory: Path, dtype: str, quantization: str, exactness: str, threads: int = 1) -> dict[str, int]:
     done = subprocess.run(
-        [sys.executable, str(RUN), str(directory), dtype, quantization, exactness, str(threads)],
+        [sys.executable, EXACT, str(threads), RUN, str(directory), dtype, quantization, exactness],
         capture_output=True,
         text=True,
         timeout=200,

@@ -27,7 +27,7 @@ def generated(directory: Path, prompt: list[int], count: int) -> list[int]:
     out = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None
     )
-    return out[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
+    return out[0, len(prompt) :].tolist()
 
 
 def drafted(engine: TorchEngine, prompt: list[int], count: int, chunk: int, slot: int = 0) -> list[int]:
@@ -100,7 +100,7 @@ def test_a_rollback_leaves_no_trace(llama: tuple[Path, TorchEngine]) -> None:
 def softmax(directory: Path, text: list[int]) -> np.ndarray:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     with torch.inference_mode():
-        return model(torch.tensor([text])).logits[0, -1].double().softmax(-1).numpy()  # type: ignore[no-any-return]
+        return model(torch.tensor([text])).logits[0, -1].double().softmax(-1).numpy()
 
 
 def fits(counts: Counter[int], probability: Callable[[int], float], outcomes: int, draws: int) -> float:
@@ -143,7 +143,7 @@ def test_two_tokens_have_the_joint_distribution(llama: tuple[Path, TorchEngine])
 
     def tempered(text: list[int]) -> np.ndarray:
         power = softmax(directory, text) ** (1 / temperature)
-        return power / power.sum()  # type: ignore[no-any-return]
+        return power / power.sum()
 
     one = tempered(prompt)
     two = np.stack([tempered([*prompt, i]) if one[i] > 1e-3 else np.full(VOCAB, 1 / VOCAB) for i in range(VOCAB)])

@@ -107,7 +107,7 @@ def test_damaged_json_is_refused(directory: Path) -> None:
 @pytest.mark.parametrize(("option", "value"), [("dtype", "float8"), ("quantization", "int2"), ("exactness", "perfect")])
 def test_unknown_options_are_named(directory: Path, option: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{option}: must be one of"):
-        torch_engine.load(directory, **{option: value})  # type: ignore[arg-type]
+        torch_engine.load(directory, **{option: value})
 
 
 def test_an_attention_that_is_not_ours_is_noticed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_an_attention_that_is_not_ours_is_noticed(directory: Path, monkeypatch: 
 
 def test_layer_types_without_a_mask_of_ours_are_refused(saved: Path) -> None:
     model = weights.load(weights.inspect(saved), torch.float32, torch.device("cpu"))
-    model.config = LlamaConfig(num_hidden_layers=1, layer_types=["chunked_attention"])  # type: ignore[assignment]
+    model.config = LlamaConfig(num_hidden_layers=1, layer_types=["chunked_attention"])
     with pytest.raises(RefusedModelError, match="chunked_attention"):
         trial.refuse_by_config(model, 128, "shape")
 

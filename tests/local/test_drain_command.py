@@ -30,7 +30,7 @@ def tokens(url: str, **request: object) -> tuple[int, str, str]:
     """How many a stream brought, its sequence, and why it broke off."""
     count, name, code = 0, "", ""
     method, path = ("POST", "/v1/completions") if "json" in request else ("GET", "")
-    with httpx.stream(method, f"{url}{path}", timeout=60, trust_env=False, **request) as response:  # type: ignore[arg-type]
+    with httpx.stream(method, f"{url}{path}", timeout=60, trust_env=False, **request) as response:
         name = response.headers["x-specrouter-sequence"]
         for line in response.iter_lines():
             if line.startswith("id: "):

@@ -54,8 +54,11 @@ class Stand:
         ready = self.run.directory / name
         settings: dict[str, object] = {"patience": 10.0, "stage": 0, "restarts": 0} | kwargs
         argv = (sys.executable, "-c", SCRIPT, str(ready), str(after), then)
-        probe: Callable[[], str | None] = lambda: "fine" if ready.exists() else None  # noqa: E731
-        self.parts.append(Part(name, kind, argv, os.environ, "", probe, **settings))  # type: ignore[arg-type]
+
+        def probe() -> str | None:
+            return "fine" if ready.exists() else None
+
+        self.parts.append(Part(name, kind, argv, os.environ, "", probe, **settings))
 
     def build(self) -> Mesh:
         self.mesh = Mesh(self.parts, self.run, self.state, self.said.append)

@@ -49,8 +49,8 @@ class Canned(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
-        status, events = self.server.replies.pop(0)  # type: ignore[attr-defined]
+        self.server.bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        status, events = self.server.replies.pop(0)
         self.send_response(status)
         self.end_headers()
         if status != 200:
@@ -63,7 +63,7 @@ class Canned(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
     made = ThreadingHTTPServer(("127.0.0.1", 0), Canned)
-    made.bodies, made.replies = [], []  # type: ignore[attr-defined]
+    made.bodies, made.replies = [], []
     threading.Thread(target=made.serve_forever, daemon=True).start()
     yield made
     made.shutdown()

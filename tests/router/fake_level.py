@@ -38,10 +38,10 @@ class FakeLevel(level_pb2_grpc.LevelServiceServicer):
         self.messages: list[pb.ExtendRequest] = []
         self.silent = False
 
-    async def Describe(self, request: Any, context: Any) -> pb.DescribeResponse:  # noqa: N802
+    async def Describe(self, request: Any, context: Any) -> pb.DescribeResponse:  # noqa: N802  # as in the contract
         return pb.DescribeResponse(name="x", model_digest="d", max_length=1000, engine="stub")
 
-    async def Extend(self, requests: Any, context: Any) -> AsyncIterator[pb.ExtendResponse]:  # noqa: N802
+    async def Extend(self, requests: Any, context: Any) -> AsyncIterator[pb.ExtendResponse]:  # noqa: N802  # as in the contract
         async for request in requests:
             self.messages.append(request)
             if not self.silent:

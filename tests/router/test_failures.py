@@ -85,7 +85,7 @@ def test_a_level_that_comes_back_is_used_again(fragile: Mesh, router: Router, st
         tokens += event["specrouter"].get("tokens", [])
         if "mid" in event["specrouter"]["origins"]:
             break
-    events.close()  # type: ignore[attr-defined]  # closes the connection
+    events.close()  # closes the connection
     assert 0 < len(tokens) < 1900 and tokens == wanted[: len(tokens)]
 
 

@@ -145,7 +145,7 @@ def test_cancel_and_a_gone_client_free_the_levels(mesh: Mesh, stub: Any, router:
     gone.cancel()
     events = router.events(max_tokens=2000)
     next(events)
-    events.close()  # type: ignore[attr-defined]  # closes the connection
+    events.close()  # closes the connection
     assert until(lambda: router.metric("specrouter_sequences") == 0)
     for level in mesh.levels.values():
         assert until(lambda level=level: level.gauge("specrouter_level_calls_running") == 0)

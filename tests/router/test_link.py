@@ -173,7 +173,7 @@ async def test_another_model_at_the_same_address_is_not_used(stand: Stand) -> No
     await stand.servers[0].stop(0)
 
     class Other(FakeLevel):
-        async def Describe(self, request: Any, context: Any) -> pb.DescribeResponse:  # noqa: N802
+        async def Describe(self, request: Any, context: Any) -> pb.DescribeResponse:  # noqa: N802  # as in the contract
             return pb.DescribeResponse(name="x", model_digest="other", max_length=1000)
 
     again, _ = await serve(Other(), f"127.0.0.1:{stand.ports[0]}")

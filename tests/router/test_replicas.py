@@ -154,7 +154,7 @@ def test_levels_without_a_replica_leave_the_chain_and_come_back(farm: Farm) -> N
             tokens_then, lost = len(tokens), True
         if lost and len(tokens) > tokens_then + 40 and "draft" in event["specrouter"]["origins"]:
             break
-    events.close()  # type: ignore[attr-defined]  # closes the connection
+    events.close()  # closes the connection
     assert lost and 0 < len(tokens) < 1500 and tokens == text[: len(tokens)]
     farm.start("draft-0")
 

@@ -76,7 +76,7 @@ async def last(sequence: Any) -> End:
 
 async def test_a_family_of_two_vocabularies_is_refused_by_name(mesh: Mesh) -> None:
     async with a_router(mesh) as router:
-        router.tokenizer.vocab_digest = "0" * 64  # type: ignore[misc]
+        router.tokenizer.vocab_digest = "0" * 64
         with pytest.raises(StartError, match=r"the tokenizer and level \w+ at .* have different vocabularies"):
             await asyncio.wait_for(router.start(), 20)
 
