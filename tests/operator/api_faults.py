@@ -87,11 +87,31 @@ class Killed:
         with self.lock:
             if self.dead.is_set():
                 return "unsent"
-            self.writes += request.write
-            if request.write and self.writes == self.at:
+            counts = self.counts(request)
+            self.writes += counts
+            if counts and self.writes == self.at:
                 self.dead.set()
                 return "lost" if self.delivered else "unsent"
             return "none"
+
+    def counts(self, request: Request) -> bool:
+        """Whether it is one of the writes that are counted: all are."""
+        return request.write
+
+
+@dataclass
+class KilledAtNew(Killed):
+    """Here a write counts that nobody made before: of a scenario there are always as many. How often a status is
+    written, or a deletion sent again, depends on how fast things go."""
+
+    made: set[tuple[str, str]] = field(default_factory=set)
+
+    def counts(self, request: Request) -> bool:
+        """See Killed."""
+        what = request.verb, request.path
+        new = request.write and not request.path.endswith("/status") and what not in self.made
+        self.made.add(what)
+        return new
 
 
 class Proxy:

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from api_faults import Killed, honest, proxied
+from api_faults import Killed, KilledAtNew, proxied
 from control_plane import control_plane
 from families import level, policy
 from kube import Kubelet, Place, differences, until
@@ -63,16 +63,16 @@ def places(cluster: Path, folder: Path) -> Iterator[Callable[[], Place]]:
         yield made
 
 
-def lives(place: Place, cluster: Path, backend: str = "Deployment") -> tuple[dict[str, Object], int]:
-    """The scenario without faults: its end, and how many writes it took."""
-    with proxied(cluster, honest) as proxy:
+def lives(place: Place, cluster: Path, backend: str = "Deployment") -> tuple[dict[str, Object], int, int]:
+    """The scenario without faults: its end, how many writes it took, and how many of them were new."""
+    counted = KilledAtNew(0, False)  # never
+    with proxied(cluster, counted) as proxy:
         place.operator(proxy.url, pace=QUICK)
-        return scenario(place, backend), proxy.writes
+        return scenario(place, backend), proxy.writes, counted.writes
 
 
-def dies(place: Place, cluster: Path, at: int, delivered: bool, backend: str) -> tuple[dict[str, Object], Killed]:
+def dies(place: Place, cluster: Path, plan: Killed, backend: str) -> tuple[dict[str, Object], Killed]:
     """The scenario with an operator that dies at a write, and one that comes after it."""
-    plan = Killed(at, delivered)
     with proxied(cluster, plan) as proxy, ThreadPoolExecutor(1) as pool:
         first = place.operator(proxy.url, pace=QUICK)
         end = pool.submit(scenario, place, backend)
@@ -97,7 +97,7 @@ class Outcome:
 def every(cluster: Path, folder: Path, backend: str, part: int, parts: int, again: int) -> Iterator[Outcome]:
     """All deaths of one part, as they end."""
     with places(cluster, folder) as made:
-        wanted, writes = lives(made(), cluster, backend)
+        wanted, writes, _ = lives(made(), cluster, backend)
     print(f"{writes} writes without faults", flush=True)
     cases = [(at, bool(lost)) for at in range(1, writes + 1) for lost in (0, 1)][part - 1 :: parts] * again
 
@@ -105,7 +105,7 @@ def every(cluster: Path, folder: Path, backend: str, part: int, parts: int, agai
         begun, plan, fault = time.monotonic(), None, ""
         with places(cluster, folder) as made:
             try:
-                end, plan = dies(made(), cluster, at, delivered, backend)
+                end, plan = dies(made(), cluster, Killed(at, delivered), backend)
                 fault = "; ".join(differences(wanted, end))
             except AssertionError as error:
                 fault = str(error)

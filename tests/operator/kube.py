@@ -17,6 +17,7 @@ from control_plane import ROOT, kubectl
 
 from specrouter_operator.api import Api, ApiError, connect
 from specrouter_operator.operator import Operator, Pace
+from specrouter_operator.pods import POD_HASH
 from specrouter_operator.resource import (
     BUDGET,
     CONFIG_MAP,
@@ -257,6 +258,7 @@ def normal(item: Object, resource: Resource, namespace: str) -> Object:
 
 
 CHANGING = frozenset({"lastTransitionTime", "observedGeneration", "clusterIP", "clusterIPs", "reasons", "message"})
+CHANGING |= {POD_HASH}  # the namespace is in it
 
 
 def _without(value: Any) -> Any:

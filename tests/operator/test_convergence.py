@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from api_faults import Killed, Proxy, Storm, proxied
+from api_faults import Killed, KilledAtNew, Proxy, Storm, proxied
 from deaths import AT_ONCE, QUICK, dies, lives, places, scenario
 from kube import Place, differences, until
 
@@ -28,7 +28,7 @@ from specrouter_operator.resource import LEASE, Object
 def clean(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Object], int]:
     """The end of a run without faults, and how many writes it took."""
     with places(cluster, tmp_path_factory.mktemp("clean")) as made:
-        return lives(made(), cluster)
+        return lives(made(), cluster)[:2]
 
 
 def generations(place: Place, cluster: Path, writes: int, delivered: bool) -> tuple[dict[str, Object], int]:
@@ -56,26 +56,18 @@ def test_death_between_any_two_writes(
         assert deaths >= clean[1] // 2  # a later operator finds some things done, as those that are being watched
 
 
-def test_death_at_a_write(cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int]) -> None:
-    """One death, and the next one leads when the lease has run out. How often a status is written depends on how fast
-    things go (43 to 50 writes were seen), so a late write may not come. deaths.py has every write."""
-    cases = random.Random(1).sample(range(2, clean[1] - 4), AT_ONCE)
+@pytest.mark.parametrize("backend", ["Deployment", "KServe"])
+def test_death_at_a_write(cluster: Path, tmp_path: Path, backend: str) -> None:
+    """One death, at a write that must come, and the next one leads when the lease has run out. deaths.py has every
+    write."""
     with places(cluster, tmp_path) as made, ThreadPoolExecutor(AT_ONCE) as pool:
-        runs = [pool.submit(dies, made(), cluster, at, bool(at % 2), "Deployment") for at in cases]
-        ends = [run.result() for run in runs]
-    for end, plan in ends:
-        assert not differences(clean[0], end)
-        assert plan.dead.is_set() or plan.writes < plan.at
-    assert sum(plan.dead.is_set() for _, plan in ends) >= AT_ONCE // 2
-
-
-def test_death_with_kserve(cluster: Path, tmp_path: Path) -> None:
-    with places(cluster, tmp_path) as made, ThreadPoolExecutor(AT_ONCE) as pool:
-        wanted, writes = lives(made(), cluster, "KServe")
-        cases = random.Random(2).sample(range(2, writes - 4), 4)
-        runs = [pool.submit(dies, made(), cluster, at, bool(at % 2), "KServe") for at in cases]
+        wanted, _, new = lives(made(), cluster, backend)
+        plans = [KilledAtNew(at, bool(at % 2)) for at in random.Random(1).sample(range(2, new + 1), AT_ONCE)]
+        runs = [pool.submit(dies, made(), cluster, plan, backend) for plan in plans]
         for run in runs:
-            assert not differences(wanted, run.result()[0])
+            end, plan = run.result()
+            assert plan.dead.is_set(), (plan.at, new)
+            assert not differences(wanted, end)
 
 
 def test_storms_of_faults(cluster: Path, tmp_path: Path, clean: tuple[dict[str, Object], int]) -> None:
