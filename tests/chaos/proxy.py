@@ -181,9 +181,9 @@ class Proxy:
         while data := await reader.read(SLOW_CHUNK if direction.rate else CHUNK):
             late = direction.count(self._sort(way, data))
             if direction.delay:
-                await asyncio.sleep(direction.delay)
+                await asyncio.sleep(direction.delay)  # the fault
             if direction.rate:
-                await asyncio.sleep(len(data) / direction.rate)
+                await asyncio.sleep(len(data) / direction.rate)  # the fault
             await direction.open.wait()
             writer.write(data)
             for alarm in late:

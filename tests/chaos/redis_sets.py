@@ -60,7 +60,7 @@ class _Replicated:
         client = self.replica.client()
         client.config_set("masterauth", "wrong")  # it may connect again, and gets nothing
         client.execute_command("CLIENT", "KILL", "TYPE", "master")
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds)  # of writes that will be lost
         self.master.process.kill()
 
     async def failed_over(self) -> None:

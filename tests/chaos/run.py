@@ -86,7 +86,7 @@ class Run:
                 print(*(f"at the end: {what} at {where}" for what, where in left.items()), sep="\n")
                 self.left += len(left)
                 return
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # before another look
 
     def _tell(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

@@ -32,7 +32,7 @@ def text(seed: int, number: int) -> list[int]:
 def wait(checkpoints: Checkpoints) -> None:
     """Until the writer has done all it was offered: it gives up what Redis does not take."""
     while [copy for copy in checkpoints._pending[0] if not copy.over]:
-        time.sleep(0.001)
+        time.sleep(0.001)  # a look now and then
 
 
 async def main() -> None:

@@ -40,6 +40,17 @@ class Redis:
             self.server.terminate()
         self.server = None
 
+    def remember(self) -> None:
+        """Save all, to go back to it."""
+        self.client().save()
+        shutil.copy(self.folder / "dump.rdb", self.folder / "old.rdb")
+
+    def go_back(self) -> None:
+        """A start with what it had then."""
+        self.kill()
+        shutil.copy(self.folder / "old.rdb", self.folder / "dump.rdb")
+        self.start()
+
     def client(self) -> Any:
         assert self.server is not None
         return self.server.client()
@@ -90,13 +101,10 @@ def test_a_snapshot_from_before_is_noticed_and_healed(redis: Redis, serving: Rou
     stream = Stream()
 
     def back_in_time() -> None:
-        redis.client().save()
-        shutil.copy(redis.folder / "dump.rdb", redis.folder / "old.rdb")
+        redis.remember()
         before = len(redis.tokens(stream.sequence))
         assert until(lambda: len(redis.tokens(stream.sequence)) > before + 20)
-        redis.kill()
-        shutil.copy(redis.folder / "old.rdb", redis.folder / "dump.rdb")
-        redis.start()
+        redis.go_back()
 
     stream.start(serving, back_in_time, 50, **LONG)
     assert stream.done and stream.tokens == whole.tokens and stream.text == whole.text
@@ -123,14 +131,11 @@ def test_a_router_dies_after_redis_lost_the_last_writes(fragile: Mesh, redis: Re
     assert child is not None
 
     def both() -> None:
-        redis.client().save()
-        shutil.copy(redis.folder / "dump.rdb", redis.folder / "old.rdb")
+        redis.remember()
         before = len(redis.tokens(stream.sequence))
         assert until(lambda: len(redis.tokens(stream.sequence)) > before + 30)
         child.kill()
-        redis.kill()
-        shutil.copy(redis.folder / "old.rdb", redis.folder / "dump.rdb")
-        redis.start()
+        redis.go_back()
 
     with pytest.raises(httpx.HTTPError):
         stream.start(doomed, both, 50, **LONG)

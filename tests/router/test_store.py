@@ -26,7 +26,7 @@ async def kept_with(store: RedisStore, name: str, tokens: list[int]) -> state_pb
             kept = await store.records.read(name)
             if kept is not None and list(kept.tokens) == tokens:
                 return kept
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # before another look
 
 
 async def test_commits_are_appended(store: RedisStore) -> None:
