@@ -18,6 +18,7 @@ TLS_ARGUMENTS = [
     f"--tls-cert={TLS_PATH}/tls.crt",
     f"--tls-key={TLS_PATH}/tls.key",
     f"--tls-client-ca={TLS_PATH}/ca.crt",
+    "--http-tls=server",  # without a client's certificate: a kubelet has none to show
 ]
 CERTIFICATE = {"name": "OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", "value": f"{TLS_PATH}/ca.crt"}  # of the OTLP port
 GPU = "nvidia.com/gpu"
@@ -78,7 +79,7 @@ def pod_spec(
         "resources": _resources(level),
         "securityContext": _restricted(),
         "volumeMounts": mounts,
-        **_probes(),
+        **_probes("HTTPS" if settings.level_tls_secret else "HTTP"),
     }
     pod: Object = {
         "containers": [container],
@@ -193,10 +194,10 @@ def _restricted() -> Object:
     }
 
 
-def _probes() -> Object:
+def _probes(scheme: str) -> Object:
     def probe(path: str, failures: int) -> Object:
         return {
-            "httpGet": {"path": path, "port": HTTP_PORT, "scheme": "HTTP"},
+            "httpGet": {"path": path, "port": HTTP_PORT, "scheme": scheme},
             "periodSeconds": PROBE_S,
             "timeoutSeconds": PROBE_S,
             "failureThreshold": failures,

@@ -219,7 +219,7 @@ def variables(deployment: Object) -> dict[str, Any]:
 )
 def test_routers_and_levels_know_one_another(tls: dict[str, Any], level: str, router: str) -> None:
     """One side's certificate is for the name that the other asks for."""
-    objects = render(tls=tls)
+    objects = render(tls=tls, monitoring__serviceMonitor__enabled=True)
     assert variables(one(objects, "Deployment", "operator"))["SPECROUTER_OPERATOR_LEVEL_TLS_SECRET"] == level
     there = variables(one(objects, "Deployment", "router"))
     spec = one(objects, "Deployment", "router")["spec"]["template"]["spec"]
@@ -229,6 +229,9 @@ def test_routers_and_levels_know_one_another(tls: dict[str, Any], level: str, ro
         volume["secret"]["secretName"] == router and there["SPECROUTER_LEVEL_TLS_CA"] == f"{mount['mountPath']}/ca.crt"
     )
     assert there["SPECROUTER_LEVEL_TLS_NAME"] == "stub-levels.place.svc"
+    (endpoint,) = one(objects, "PodMonitor", "level")["spec"]["podMetricsEndpoints"]
+    assert endpoint["scheme"] == "https" and endpoint["tlsConfig"]["serverName"] == "stub-levels.place.svc"
+    assert endpoint["tlsConfig"]["ca"] == {"secret": {"name": level, "key": "ca.crt"}}
     made = {found["spec"]["secretName"]: found["spec"] for found in of_kind(objects, "Certificate")}
     if tls["mode"] == "certManager":
         assert made[level]["dnsNames"] == ["stub-levels.place.svc"] and made[level]["usages"] == ["server auth"]

@@ -96,6 +96,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"redis": {"existingSecret": {"name": "a"}, "bundled": {"enabled": False}, "kvCheckpoints": {"enabled": True}}},
         "redis.kvCheckpoints.existingSecret",
     ),
+    (
+        {
+            "redis": {
+                "url": "rediss://r",
+                "tls": {"secretName": "t"},
+                "bundled": {"enabled": False},
+                "kvCheckpoints": {"enabled": True},
+            }
+        },
+        "redis.kvCheckpoints.existingSecret",
+    ),
     ({"tls": {"mode": "mutual"}}, "/tls/mode"),
     ({"tls": {"operatorSecretName": "o"}}, "tls.operatorSecretName"),
     ({"otel": {"existingSecret": "A b"}}, "/otel/existingSecret"),

@@ -116,6 +116,14 @@ except grpc.RpcError as error:
     assert release.kubectl("exec", pod, "--", "python", "-c", script).strip() == "UNAVAILABLE"
 
 
+def test_levels_health_and_metrics_are_by_tls(release: Release) -> None:
+    """That the kubelet's probes are, too, is seen by their pods being ready."""
+    pod = release.pods("specrouter.dev/level=target")[0]
+    where = f"/api/v1/namespaces/{release.namespace}/pods/%s{pod}:8080/proxy/metrics"
+    assert "specrouter_level_calls_total" in release.cluster.kubectl("get", "--raw", where % "https:")
+    assert "specrouter_level_calls_total" not in release.cluster.kubectl("get", "--raw", where % "", check=False)
+
+
 def test_restricted_pod_security_is_enforced(release: Release) -> None:
     pod = {
         "apiVersion": "v1",
@@ -153,6 +161,7 @@ def test_an_edited_policy_is_in_force_within_seconds(release: Release) -> None:
     change = {"spec": {"weights": {"pins": {"mid": 40}}}}
     release.kubectl("patch", "rpol", "stub", "--type=merge", "-p", json.dumps(change))
     until(lambda: set(release.weights("mid")) == {40}, 20)
+    assert release.get("rpol", "stub")["status"]["weights"]["mid"] == 40, "routers have it before the status says so"
     release.kubectl("patch", "rpol", "stub", "--type=merge", "-p", json.dumps({"spec": {"weights": None}}))
 
 

@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from specrouter_operator.apply import holds, quantity, surplus
 from specrouter_operator.conditions import Finding, stated, turned
 from specrouter_operator.crd import TARGET, definitions, render
+from specrouter_operator.family_types import ModelFamilySpec
+from specrouter_operator.pods import pod_spec
 from specrouter_operator.queue import FIRST_RETRY, LAST_RETRY, WorkQueue
+from specrouter_operator.settings import Settings
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
@@ -167,6 +170,19 @@ def test_a_condition_keeps_its_time_until_it_turns() -> None:
 def test_the_definitions_are_those_of_the_types() -> None:
     for name, definition in definitions().items():
         assert (ROOT / TARGET / name).read_text() == render(definition), "run `make crds`"
+
+
+@pytest.mark.parametrize(("secret", "scheme"), [("", "HTTP"), ("level-tls", "HTTPS")])
+def test_levels_with_a_certificate_show_it_on_both_ports_and_to_their_probes(secret: str, scheme: str) -> None:
+    spec = ModelFamilySpec.model_validate({"levels": [{"name": "target", "engine": "stub"}]})
+    pod = pod_spec("demo", "place", spec, spec.levels[0], Settings(level_tls_secret=secret), kserve=True)
+    (container,) = pod["containers"]
+    secured = {"--tls-cert=/etc/specrouter/tls/tls.crt", "--http-tls=server"}
+    assert secured & set(container["args"]) == (secured if secret else set())
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == scheme
+    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+    assert ("/etc/specrouter/tls" in mounts) is bool(secret)
 
 
 def rights() -> list[dict[str, Any]]:

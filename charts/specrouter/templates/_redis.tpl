@@ -15,6 +15,9 @@
 {{- if and $r.kvCheckpoints.enabled $r.existingSecret.name (not $r.kvCheckpoints.existingSecret) }}
 {{- fail "redis.kvCheckpoints.existingSecret: required with redis.existingSecret, whose URL is not known here" }}
 {{- end }}
+{{- if and $r.kvCheckpoints.enabled $r.tls.secretName (not $r.kvCheckpoints.existingSecret) }}
+{{- fail "redis.kvCheckpoints.existingSecret: required with redis.tls.secretName, whose files levels do not have: a Secret with url, key and ca.crt (docs/security.md)" }}
+{{- end }}
 {{- end }}
 
 {{/* The Secret with the URL. */}}
