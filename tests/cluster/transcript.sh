@@ -41,8 +41,13 @@ shown "curl -sN http://\$GATEWAY/v1/completions -H 'Host: rest.shown.test' -H 'C
 echo 'By the `openai` package:'; echo
 python_shown <<'P'
 import os, openai
-client = openai.OpenAI(base_url=f"http://{os.environ['GATEWAY']}/v1", api_key="none", default_headers={"Host": "rest.shown.test"})
-for chunk in client.completions.create(model="stub", prompt="Name three rivers.", max_tokens=24, seed=7, temperature=0.8, stream=True):
+
+client = openai.OpenAI(
+    base_url=f"http://{os.environ['GATEWAY']}/v1", api_key="none", default_headers={"Host": "rest.shown.test"}
+)
+for chunk in client.completions.create(
+    model="stub", prompt="Name three rivers.", max_tokens=24, seed=7, temperature=0.8, stream=True
+):
     print(repr(chunk.choices[0].text), end=" ")
 print()
 P
@@ -50,6 +55,7 @@ echo 'By gRPC:'; echo
 python_shown <<'P'
 import os, grpc
 from specrouter.v1 import router_pb2, router_pb2_grpc
+
 channel = grpc.insecure_channel(os.environ["GATEWAY"], options=[("grpc.default_authority", "grpc.shown.test")])
 request = router_pb2.GenerateRequest(model="stub", text="Name three rivers.", max_tokens=24)
 request.sampling.seed, request.sampling.temperature = 7, 0.8
@@ -59,7 +65,7 @@ print()
 P
 title "A policy, edited"
 shown "kubectl -n shown patch rpol stub --type=merge -p '{\"spec\": {\"weights\": {\"pins\": {\"mid\": 0}}}}'"
-sleep 15
+sleep 2 # routers look every second
 shown "kubectl -n shown get rpol stub"
 shown "kubectl -n shown exec deploy/mesh-specrouter-router -c router -- python -c 'import urllib.request; print(urllib.request.urlopen(\"http://127.0.0.1:8000/metrics\").read().decode())' | grep '^specrouter_weight\|^specrouter_policy_version'"
 shown "kubectl -n shown exec deploy/mesh-specrouter-operator -- specrouter-operator explain-policy stub"
