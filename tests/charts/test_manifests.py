@@ -8,6 +8,8 @@ import pytest
 import yaml
 from rendered import CI, ROOT, Object, of_kind, one, pods, render
 
+from specrouter_family import redis_url
+
 VALUES = [None, *CI]
 NAMES = [file.stem if file else "default" for file in VALUES]
 
@@ -179,12 +181,10 @@ def test_autoscaling_owns_the_number_of_routers() -> None:
     ],
 )
 def test_the_address_of_redis_is_one_that_the_router_reads(redis: dict[str, Any], url: str) -> None:
-    from specrouter_family.redis_url import parse  # noqa: PLC0415  # the reading of routers and operator
-
     objects = render(redis=redis | {"bundled": {"enabled": False}})
     secret = one(objects, "Secret", "redis")
     assert secret["stringData"] == {"url": url.replace("%s", "/etc/specrouter/redis-tls")}
-    parse(secret["stringData"]["url"])
+    redis_url.parse(secret["stringData"]["url"])  # as routers and the operator read it
     for component in ("router", "operator"):
         spec = one(objects, "Deployment", component)["spec"]["template"]["spec"]
         (variable,) = [one for one in spec["containers"][0]["env"] if one["name"] == "SPECROUTER_REDIS_URL"]
@@ -356,9 +356,11 @@ def test_definitions_come_with_the_chart() -> None:
     assert (ROOT / "charts/specrouter/crds").resolve() == (ROOT / "charts/specrouter-crds/templates").resolve()
 
 
-def test_the_monitors_find_services_and_pods() -> None:
+def test_the_monitors_find_services() -> None:
     objects = render(monitoring={"serviceMonitor": {"enabled": True}})
-    for monitor in of_kind(objects, "ServiceMonitor"):
+    monitors = of_kind(objects, "ServiceMonitor")
+    assert len(monitors) == 2, "of routers and the operator"
+    for monitor in monitors:
         selector = monitor["spec"]["selector"]["matchLabels"]
         (service,) = [found for found in of_kind(objects, "Service") if meets(selector, found["metadata"])]
         assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
