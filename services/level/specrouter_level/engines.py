@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from specrouter_level import reproducible
 from specrouter_level.engine import Engine
+from specrouter_level.ngram import NgramEngine
+from specrouter_level.stub import StubEngine, curve
 from specrouter_level.worker import Worker
-
-if TYPE_CHECKING:
-    from specrouter_level.stub import StubEngine
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +37,11 @@ class Computing:
 
 def stub(name: str, agreement: float, step_ms: str, size: Size) -> StubEngine:
     """Raises ValueError that names the option."""
-    from specrouter_level.stub import StubEngine, curve  # noqa: PLC0415
-
     return StubEngine(name=name, agreement=agreement, costs=curve(step_ms), **asdict(size))
 
 
 def ngram(size: Size) -> Engine:
     """Looks up what followed before."""
-    from specrouter_level.ngram import NgramEngine  # noqa: PLC0415
-
     return NgramEngine(**asdict(size))
 
 
@@ -56,8 +51,6 @@ def torch(worker: Worker, model: Path | None, how: Computing, size: Size) -> Eng
         raise ValueError(f"model: the torch engine needs the directory of the weights, got {model}")
 
     def made() -> Engine:
-        from specrouter_level import reproducible  # noqa: PLC0415
-
         count = reproducible.prepare(how.threads)
         from specrouter_level.torch_engine import load  # noqa: PLC0415  # imports torch, whose settings must stand first
 

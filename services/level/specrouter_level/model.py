@@ -51,7 +51,7 @@ class LevelModel(Model):  # type: ignore[misc]  # kserve has no types
         raise NotImplementedError("this model answers specrouter.v1.LevelService/Extend on its gRPC port")
 
 
-class _Plane(DataPlane):  # type: ignore[misc]
+class _Plane(DataPlane):  # type: ignore[misc]  # as above
     """KServe calls a server ready whatever its model says; this one asks the model."""
 
     async def ready(self) -> bool:
@@ -68,7 +68,7 @@ class _Answers(logging.Filter):
         return not (record.exc_info and isinstance(record.exc_info[1], SAID))
 
 
-class HttpServer(ModelServer):  # type: ignore[misc]
+class HttpServer(ModelServer):  # type: ignore[misc]  # as above
     """KServe's HTTP server with ``before`` run ahead of it and ``after`` at the end.
 
     KServe (0.21) always listens on every address and, on a signal, ends only its own servers, so that the process hangs

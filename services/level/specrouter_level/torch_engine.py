@@ -140,7 +140,7 @@ def _prepare(
     return kind, DTYPES.get(stored, torch.float32), torch.bfloat16
 
 
-def load(  # noqa: PLR0913  one argument for each option of the command line
+def load(  # noqa: PLR0913  # one argument for each option of the command line
     model: Path,
     *,
     dtype: str = "float32",
@@ -181,7 +181,7 @@ def load(  # noqa: PLR0913  one argument for each option of the command line
     with torch.inference_mode():
         _adapt(network, kv, max_length, exactness)
         if served in quantize.KINDS:
-            head = network.get_output_embeddings()  # type: ignore[operator]
+            head = network.get_output_embeddings()  # type: ignore[operator]  # torch says Module | Tensor
             quantize.replace_linears(network, served, head, lambda done: tell("quantizing", done))
             network.to(computed)
             kv = KV(slots, max_length)
