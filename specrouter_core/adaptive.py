@@ -43,7 +43,7 @@ class Follower:
     prompt: int = 0  # tokens
     limit: int = ENDLESS  # tokens that it may generate
     read: set[str] = field(default_factory=set)  # levels that have its text
-    judged: dict[str, int] = field(default_factory=dict)  # of levels it does not use: the position up to which
+    judged: dict[str, int] = field(default_factory=dict)  # by level: the position up to which it was judged on this
     rank: int = 0
     asked: float = 0.0  # when it began
     first: float = 0.0  # when its first token was there
