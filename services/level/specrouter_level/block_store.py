@@ -4,8 +4,9 @@
     specrouter:kv:TENANT:index:LEVEL   sorted set of the names by last use, in milliseconds; LEVEL = model and codec
 
 All blocks of one index have one size, so the budget is a number of names. A name goes into the index before its block
-is written: whoever is killed in between leaves a name too many, which grows old and goes, never a block that nobody
-counts. A block is one SET, so there is never half of one. No scripts: large values must not pass through them.
+is written, and out of it after the block is gone: whoever is killed in between leaves a name too many, which grows old
+and goes, never a block that nobody counts. A block is one SET, so there is never half of one. No scripts: large values
+must not pass through them.
 
 Not safe for several threads; each has a store of its own.
 """
@@ -84,10 +85,8 @@ class BlockStore:
 
     def drop(self, name: str) -> None:
         """Remove a block that is not what it should be."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.unlink(self._prefix + name)
-            pipe.zrem(self._index, name)
-            pipe.execute()
+        self._redis.unlink(self._prefix + name)
+        self._redis.zrem(self._index, name)
 
     def close(self) -> None:
         """Leave."""
@@ -95,14 +94,14 @@ class BlockStore:
             self._redis.close()
 
     def _evict(self, count: int) -> int:
-        """Remove the least recently used blocks."""
-        oldest = self._redis.zpopmin(self._index, min(count, MAX_EVICTED))
-        names = [name.decode() if isinstance(name, bytes) else name for name, _ in oldest]
+        """Remove the least recently used blocks. Two that do so at once may take the same: the next makes up for it."""
+        oldest = self._redis.zrange(self._index, 0, min(count, MAX_EVICTED) - 1)
+        names = [name.decode() if isinstance(name, bytes) else name for name in oldest]
         with self._redis.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.unlink(self._prefix + name)
             pipe.execute()
-        return len(names)
+        return int(self._redis.zrem(self._index, *names))
 
 
 def _now() -> int:
