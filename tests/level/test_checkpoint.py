@@ -229,4 +229,4 @@ def test_a_writer_that_is_killed_leaves_whole_blocks(seed: int, redis: Redis, tm
         assert redis.ttl(key) > 0
     index = next(key for key in redis.keys(PREFIX + "*") if b":index:" in key)
     listed = {PREFIX.encode() + name for name in redis.zrange(index, 0, -1)}
-    assert set(found) <= listed and len(listed) <= len(found) + 1
+    assert set(found) <= listed and len(listed) <= len(found) + 2  # one that was to come, one that made room for it
