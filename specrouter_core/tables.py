@@ -88,27 +88,27 @@ class Tables:
         self._trust = trust
         self._tables: dict[tuple[int, int], list[Choice]] = {}
         self._plans: dict[tuple[int, int, Plan | None], Plan] = {}
-        self._tier_of: dict[int, int] = {}  # by rank
         self._made = NEVER
+        self._stale = False
         self._count = 1.0  # sequences, falling slowly
 
     def changed(self) -> None:
-        """Something is not as it was: nothing made before holds any more."""
-        self._made = NEVER
+        """Something is not as it was: no table made before holds any more, but what was measured does."""
+        self._stale = True
 
     def due(self, running: int, now: float) -> bool:
         """Whether the tables are old, or there are many more sequences (``running``) than they are for."""
-        return now - self._made > REFRESH or running > CROWDED * self._count
+        return self._stale or now - self._made > REFRESH or running > CROWDED * self._count
 
     def look(self, running: int, now: float) -> None:
         """Make everything anew, for so many sequences."""
-        self._count = max(self._count * 0.5 ** (min(now - self._made, AGE) / CALM), running, 1)
-        self.planner.age(0.5 ** (min(now - self._made, AGE) / AGE))
+        passed = min(max(now - self._made, 0.0), AGE)
+        self._count = max(self._count * 0.5 ** (passed / CALM), running, 1)
+        self.planner.age(0.5 ** (passed / AGE))
         self.planner.sharing = max(self._sequences(now) / self._members[-1].replicas, 1.0)
         self._agreement.together = self._count
         self.tiers = self.ranks.tiers()
-        self._tier_of = {rank: i for i, tier in enumerate(self.tiers) for rank in tier.ranks}
-        self._made = now
+        self._made, self._stale = now, False
         self._plans.clear()
         self._tables.clear()
 
@@ -116,8 +116,7 @@ class Tables:
         """What a sequence should use that uses ``current`` now, and pays these ``tolls``."""
         if tolls:
             return self._chosen(self.table(kind, rank, now, tolls), current)
-        tier = self._tier_of.get(rank, 0)
-        key = kind, tier, current
+        key = kind, self._tier(rank), current
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._chosen(self.table(kind, rank, now), current)
@@ -129,8 +128,12 @@ class Tables:
 
     def table(self, kind: int, rank: int, now: float, tolls: Tolls = FREE) -> list[Choice]:
         """What sequences of a kind and rank are planned from, best first."""
-        table = self._table(kind, self._tier_of.get(rank, 0), now)
+        table = self._table(kind, self._tier(rank), now)
         return sorted((_dearer(c, tolls) for c in table), key=lambda choice: choice.seconds) if tolls else table
+
+    def _tier(self, rank: int) -> int:
+        """Where a rank belongs; one that nobody had when the tables were made, with those just below it."""
+        return next((i for i, tier in enumerate(self.tiers) if tier.ranks[-1] <= rank), max(len(self.tiers) - 1, 0))
 
     def fair(self, kind: int, now: float) -> list[Choice]:
         """The same without regard to ranks."""
