@@ -6,12 +6,12 @@ So a round costs a look into a table and not a search, however many sequences th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from specrouter_core.agreement import Agreement, Deviation
 from specrouter_core.chain import Plan
 from specrouter_core.planner import Choice, Planner
-from specrouter_core.prediction import Level
+from specrouter_core.prediction import MAX_AHEAD, Level
 from specrouter_core.profile import Profile
 from specrouter_core.promise import Ranks, Tier
 from specrouter_core.trust import Trust
@@ -45,11 +45,13 @@ class Member:
 class Limits:
     """What may be chosen. ``modes``: True = overlapped, False = lock-step; ``chains``: all when empty.
 
-    ``waste``: of what the lowest level drafts, the share that may come to nothing.
+    ``windows``: by level, the most, where there is a limit; ``lookahead``: the same. ``waste``: of what the lowest
+    level drafts, the share that may come to nothing.
     """
 
     modes: tuple[bool, ...] = (True,)
-    max_window: int = 16
+    windows: Mapping[str, int] = field(default_factory=dict)
+    lookahead: int = MAX_AHEAD
     chains: frozenset[tuple[str, ...]] = frozenset()
     waste: float = 1.0
 
@@ -140,8 +142,9 @@ class Tables:
         return self._table(kind, -1 if len(self.tiers) > 1 else 0, now)
 
     def made(self, kind: int, tier: int) -> list[Choice]:
-        """A table, for people; empty before the first sequence."""
-        return self._table(kind, tier, self._made) if self._made > NEVER else []
+        """A table as sequences would use its plans, for people; empty before the first sequence."""
+        table = self._table(kind, tier, self._made) if self._made > NEVER else []
+        return [replace(choice, plan=self._sure(choice.plan, choice.seconds)) for choice in table]
 
     def _table(self, kind: int, number: int, now: float) -> list[Choice]:
         table = self._tables.get((kind, number))
@@ -152,7 +155,8 @@ class Tables:
                 self._levels(tier, shift, now),
                 lambda lower, upper: self._agreement.rates(lower, upper, shift),
                 overlapped=self.limits.modes,
-                max_window=self.limits.max_window,
+                windows=self.limits.windows,
+                lookahead=self.limits.lookahead,
                 waste=self.limits.waste,
                 chains=self.limits.chains,
             )
