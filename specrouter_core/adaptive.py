@@ -294,12 +294,13 @@ class Adaptive:
 
     def probed(self, a: str, b: str, p: Probe, q: Probe) -> None:
         """Top probabilities of two levels at the same position of the same text."""
+        lower, upper = (member.name for member in self.members if member.name in (a, b))
         self.similarity.observe(a, b, p, q)
-        if self.agreement.seen(a, b) > LIKELY:
-            self.similarity.calibrate(a, b, self.agreement.rate(a, b))
+        if self.agreement.seen(lower, upper) > LIKELY:
+            self.similarity.calibrate(a, b, self.agreement.rate(lower, upper))
         predicted = self.similarity.agreement(a, b)
         if predicted is not None:
-            self.agreement.expect(a, b, predicted)
+            self.agreement.expect(lower, upper, predicted)
 
     def _measure(self, follower: Follower, now: float) -> None:
         """How long a token took under the plan, against what was predicted."""

@@ -143,6 +143,20 @@ def test_weights_and_limits_hold(world: Mesh) -> None:
     assert all(max(plan["windows"]) <= 3 and plan["lookahead"] <= 12 for plan in plans)
 
 
+def test_levels_that_never_met_are_compared_by_what_they_think(world: Mesh) -> None:
+    """No chain uses either: both are asked about the same texts, and so their pair is known as well."""
+    router = world.router("auto", policy="adaptive", weights={"draft": 0, "mid": 0}, draft=16, mid=16, target=16)
+
+    def pairs() -> dict[tuple[str, str], dict[str, Any]]:
+        assert used(router) == {"target"}
+        return {(pair["lower"], pair["upper"]): pair for pair in status(router)["agreement"]}
+
+    assert until(lambda: pairs().get(("draft", "mid"), {}).get("similarity") is not None)
+    found = pairs()
+    assert found["draft", "mid"]["seen"] == 0 and found["draft", "mid"]["rate"] != 0.6
+    assert all(pair["similarity"] is not None for pair in found.values()) and len(found) == 3
+
+
 def test_classes_chains_and_waste_are_kept_and_shown(world: Mesh) -> None:
     """Two classes at once: both make the target's text, and the status says who goes first."""
     chain = {

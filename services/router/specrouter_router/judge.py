@@ -3,7 +3,8 @@
 Now and then, after a commit, a level that was little used lately and is idle is asked to *score* the last committed
 tokens: what it would have drawn at each. That tells how often it agrees with the target (and with the levels that
 drew there too), and what its steps cost now. Sometimes its top probabilities are asked for as well, at positions
-where the target has given its own, for the similarity of the two.
+where the target has given its own, for the similarity of the two, and of all levels that were asked about the same
+text.
 
 Bounded: a level is judged for at most ``SHARE`` of its time, by a budget that grows with time and is spent by what
 its replies say they took; one call at a time per level. The call belongs to the sequence whose text it is, so that
@@ -41,6 +42,8 @@ MEMORY_S = 3.0  # over which it is said how much of the time chains use a level
 USED = 0.5  # of that time: a level that is used more needs no judging
 PROBE = 8  # top probabilities asked for
 PROBE_EVERY = 4  # judging calls of a level, of which one asks for them
+
+Probes = dict[str, list[pb.Probe]]  # by level, the target first; of one stretch of text
 
 
 @dataclass(slots=True)
@@ -107,13 +110,14 @@ class Judge:
     def _judge(self, sequence: Sequence, name: str, commit: Commit) -> bool:
         """Ask one level, if that can be done now. Returns whether it was."""
         budget, text = self.budgets[name], sequence.text.tokens
-        base, probes = max(len(text) - TOKENS, len(sequence.record.spec.prompt)), list[pb.Probe]()
+        base, length, probes = max(len(text) - TOKENS, len(sequence.record.spec.prompt)), TOKENS, Probes()
         if budget.calls - budget.probed >= PROBE_EVERY:
             base, probes = sequence.probes
-            if not probes:  # come again when the target has said what it thinks
+            if not probes or name in probes:  # come again when the target has said what it thinks further on
                 sequence.probe = PROBE
                 return False
-        tokens = text[base:][: len(probes) or TOKENS]
+            length = len(probes[self._planner.target])
+        tokens = text[base:][:length]
         info = self._links[name].info
         if not tokens or info is None or info.max_length < base + len(tokens) + 1:
             return False
@@ -127,7 +131,7 @@ class Judge:
         budget.busy = True
         if probes:
             budget.probed = budget.calls
-            sequence.probes = 0, []
+            probes[name] = []
         self._metrics.scores.inc()
         draws = {commit.start + i: drawn for i, drawn in enumerate(commit.draws)}
         score = Score(self, sequence, name, base, tokens, draws, probes, cost)
@@ -147,9 +151,12 @@ class Judge:
             for other, token in ((target, settled), *draws.items()):
                 self.adaptive.drew(run, {score.level: drawn, other: token}, its)
             run = run + 1 if drawn == settled else 0  # a chain would begin anew here
-        for mine, targets in zip(reply.probes, score.probes, strict=False):
-            if mine.ids and targets.ids:
-                self.adaptive.probed(score.level, target, _pairs(mine), _pairs(targets))
+        for other, theirs in score.probes.items():
+            for one, two in zip(reply.probes, theirs, strict=False):
+                if one.ids and two.ids:
+                    self.adaptive.probed(score.level, other, _pairs(one), _pairs(two))
+        if reply.probes:
+            score.probes[score.level] = list(reply.probes)
 
     def _alone(self, score: Score) -> tuple[int, Follower | None]:
         """The sequence judged, if its target draws alone: else its own rounds show how it differs from others.
@@ -176,14 +183,14 @@ class Score:
         base: int,
         tokens: list[int],
         draws: Mapping[int, Mapping[str, int]],
-        probes: list[pb.Probe],
+        probes: Probes,
         cost: float,
     ) -> None:
         self.level = level
         self.base = base
         self.tokens = tokens  # committed, from ``base`` on
         self.draws = draws  # what other levels drew, by position
-        self.probes = probes  # the target's, from ``base`` on
+        self.probes = probes  # what others think, and this level will, from ``base`` on; empty: it is not asked
         self._judge = judge
         self._sequence = sequence
         self._cost = cost  # as estimated

@@ -86,7 +86,7 @@ class Sequence:
         )
         self.text = Text([*spec.prompt, *record.tokens])  # prompt and committed
         self.probe = 0  # top probabilities wanted of the target's next call
-        self.probes: tuple[int, list[pb.Probe]] = (0, [])  # what the last such call said, from a position on
+        self.probes: tuple[int, dict[str, list[pb.Probe]]] = (0, {})  # by level, from a position on: see judge.py
         self._sureness = Sureness()
         self._seats: dict[str, Seat] = {}
         self._calls: dict[int, tuple[Flight, Call]] = {}
@@ -195,7 +195,7 @@ class Sequence:
             if level == self._target:
                 self._overloaded_since = None
                 if reply.probes:
-                    self.probes = call.base, list(reply.probes)
+                    self.probes = call.base, {level: list(reply.probes)}
             unsure = bool(reply.confidence) and reply.confidence[-1] < call.confidence
             self._take(Reply(flight.call, list(reply.tokens), True, unsure))
         else:
