@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from specrouter_core.agreement import Agreement, Deviation
-from specrouter_core.chain import Plan
+from specrouter_core.chain import Chain, Plan
 from specrouter_core.event import NOTHING, Commit
-from specrouter_core.planner import Choice, same_chain
+from specrouter_core.planner import Choice
 from specrouter_core.profile import Answered, Curve, Profile
 from specrouter_core.promise import Promise
 from specrouter_core.similarity import Probe, Similarity
@@ -55,11 +55,10 @@ class Follower:
     measured: int = 0  # rounds since ``since``
     since: float = 0.0
     skip: int = 0  # rounds still to come that say nothing of the plan
-    switches: int = 0
 
     def take(self, plan: Plan, now: float) -> None:
         """It uses this plan from now on, and is measured afresh."""
-        if not same_chain(plan, self.plan):
+        if plan.chain != self.plan.chain:
             self.enter(plan)
         self.plan, self.rounds, self.tokens, self.measured, self.since = plan, 0, 0, 0, now
 
@@ -116,7 +115,7 @@ class Adaptive:
         self.tables = Tables(self.members, self.profiles, self.agreement, self.trust, Limits(tuple(modes)))
         self._waiting: dict[int | str, Follower] = {}  # for a first token that was promised in time
         self._usual: dict[tuple[int, int], Plan] = {}  # what new sequences begin with, by kind and rank
-        self._blocks: dict[tuple[str, ...], _Block] = {}
+        self._blocks: dict[Chain, _Block] = {}
         self._explore = explore
         self._owed = 0.0  # explorations not yet made
         self._answer = ANSWER
@@ -251,7 +250,6 @@ class Adaptive:
             return None
         if follower.tokens:
             self._measure(follower, now)
-        follower.switches += plan.levels != follower.plan.levels
         follower.take(plan, now)
         return plan
 
@@ -308,10 +306,10 @@ class Adaptive:
         follower.tokens, follower.measured, follower.since = 0, 0, now
         self.look(now)
         table = self.tables.fair(kind_of(follower.ease.shift), now)
-        choice = next((c for c in table if same_chain(c.plan, follower.plan)), None)
+        choice = next((c for c in table if c.plan.chain == follower.plan.chain), None)
         if choice is None or seconds <= 0 or not tokens:
             return
-        block = self._blocks.setdefault((*choice.plan.levels, str(choice.plan.overlapped)), _Block())
+        block = self._blocks.setdefault(choice.plan.chain, _Block())
         block.predicted += choice.expected * tokens
         block.measured += seconds
         block.rounds += rounds

@@ -9,6 +9,8 @@ MAX_LEVELS = 8
 MAX_WINDOW = 64
 MAX_LOOKAHEAD = 256
 
+Chain = tuple[tuple[str, ...], bool]  # levels, and whether they overlap
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -46,6 +48,11 @@ class Plan:
             raise ValueError(f"lookahead: must be 1 to {MAX_LOOKAHEAD}, got {self.lookahead}")
         if not 0 <= self.confidence <= 1:
             raise ValueError(f"confidence: must be 0 to 1, got {self.confidence}")
+
+    @property
+    def chain(self) -> Chain:
+        """What plans share that differ in their windows only; of one level that is its own, nothing overlaps."""
+        return self.levels, self.overlapped and len(self.levels) > 1
 
     @property
     def target(self) -> str:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from specrouter_core.chain import Plan
+from specrouter_core.chain import Chain, Plan
 from specrouter_core.prediction import ANY, MAX_AHEAD, Level, Rates, Space
 
 HALF_LIFE = 3.0  # seconds of a chain's use after which what was measured of it weighs half
@@ -58,9 +58,6 @@ class _Correction:
         return self.rounds / (self.rounds + PRIOR)
 
 
-Key = tuple[str, ...]
-
-
 class Planner:
     """Chooses plans, learns how wrong its predictions are, and does not flutter.
 
@@ -72,7 +69,7 @@ class Planner:
     def __init__(self, *, gain: float = 0.05) -> None:
         self.gain = gain
         self.sharing = 1.0
-        self._corrections: dict[tuple[Key, int], _Correction] = {}
+        self._corrections: dict[tuple[Chain, int], _Correction] = {}
 
     def table(
         self,
@@ -113,7 +110,7 @@ class Planner:
         A chain is not kept when the target alone is predicted to be as good: it is what costs nobody anything.
         """
         best = table[0]
-        kept = next((c for c in table if current is not None and same_chain(c.plan, current)), None)
+        kept = next((c for c in table if current is not None and c.plan.chain == current.chain), None)
         alone = next((c for c in table if len(c.plan.levels) == 1), None)
         if kept is not None and alone is not None and kept.seconds > alone.seconds:
             kept = alone
@@ -126,7 +123,7 @@ class Planner:
 
     def explore(self, table: Sequence[Choice], current: Plan) -> Plan:
         """The candidate that was measured least, of those that may be good; to be asked seldom."""
-        near = [c for c in table if c.seconds < NEAR * table[0].seconds and not same_chain(c.plan, current)]
+        near = [c for c in table if c.seconds < NEAR * table[0].seconds and c.plan.chain != current.chain]
         return min(near, key=lambda choice: self._seen(choice.plan)).plan if near else current
 
     def observe(self, choice: Choice, seconds: float, tokens: int = 8, rounds: int = 8) -> None:
@@ -134,7 +131,7 @@ class Planner:
         if seconds <= 0 or choice.model <= 0:
             return
         seconds = min(seconds, STALL * choice.expected)
-        found = self._corrections.setdefault((_key(choice.plan), self.crowd), _Correction())
+        found = self._corrections.setdefault((choice.plan.chain, self.crowd), _Correction())
         found.add(seconds * tokens, choice.model * tokens, rounds, self.sharing)
 
     @property
@@ -148,30 +145,24 @@ class Planner:
             found.fade(keep)
 
     def _ratio(self, plan: Plan, usual: Mapping[str, float]) -> float:
-        key = _key(plan)
-        found = self._corrections.get((key, self.crowd))
+        found = self._corrections.get((plan.chain, self.crowd))
         known = found.weight if found else 0.0
-        return (found.own if found else 1.0) * known + usual.get(key[-1], 1.0) * (1 - known)
+        return (found.own if found else 1.0) * known + usual.get(_mode(plan.chain), 1.0) * (1 - known)
 
     def _usual(self) -> dict[str, float]:
         """By mode, of the chains in it, each counted alike; 1 at first."""
         sums: dict[str, tuple[float, float]] = {}
-        for (key, _), found in self._corrections.items():
-            total, weight = sums.get(key[-1], (UNSEEN, UNSEEN))
-            sums[key[-1]] = total + found.weight * found.own, weight + found.weight
+        for (chain, _), found in self._corrections.items():
+            mode = _mode(chain)
+            total, weight = sums.get(mode, (UNSEEN, UNSEEN))
+            sums[mode] = total + found.weight * found.own, weight + found.weight
         return {mode: total / weight for mode, (total, weight) in sums.items()}
 
     def _seen(self, plan: Plan) -> float:
-        found = self._corrections.get((_key(plan), self.crowd))
+        found = self._corrections.get((plan.chain, self.crowd))
         return found.rounds if found else 0.0
 
 
-def _key(plan: Plan) -> Key:
-    if len(plan.levels) == 1:
-        return (*plan.levels, "alone")
-    return (*plan.levels, "overlapped" if plan.overlapped else "lockstep")
-
-
-def same_chain(a: Plan, b: Plan) -> bool:
-    """Whether both use the same levels in the same mode; windows may differ."""
-    return _key(a) == _key(b)
+def _mode(chain: Chain) -> str:
+    levels, overlapped = chain
+    return "alone" if len(levels) == 1 else "overlapped" if overlapped else "lockstep"

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from specrouter_core.chain import Plan
-from specrouter_core.planner import Choice, Planner, same_chain
+from specrouter_core.planner import Choice, Planner
 from specrouter_core.prediction import Level, candidates
 from specrouter_core.profile import Curve, Profile
 from specrouter_core.simulator import Arrival, Policy, SimLevel, Simulator
@@ -76,9 +76,9 @@ def test_speculation_fades_as_the_load_grows() -> None:
 def test_a_small_gain_is_not_worth_a_switch() -> None:
     table = Planner().table(LEVELS, nested(0.65, 0.82))
     best, second = table[0].plan, table[1].plan
-    assert same_chain(Planner(gain=10).choose(table, second), second)
-    assert same_chain(Planner(gain=0).choose(table, second), best)
-    assert same_chain(Planner().choose(table, best), best)
+    assert Planner(gain=10).choose(table, second).chain == second.chain
+    assert Planner(gain=0).choose(table, second).chain == best.chain
+    assert Planner().choose(table, best).chain == best.chain
 
 
 def corrected(planner: Planner, factor: float) -> tuple[list[Choice], list[Choice]]:
@@ -92,8 +92,8 @@ def corrected(planner: Planner, factor: float) -> tuple[list[Choice], list[Choic
 def test_the_correction_of_a_chain_overrules_the_model_and_fades() -> None:
     planner = Planner()
     before, after = corrected(planner, 3.0)
-    assert not same_chain(after[0].plan, before[0].plan)
-    moved = next(c for c in after if same_chain(c.plan, before[0].plan))
+    assert after[0].plan.chain != before[0].plan.chain
+    moved = next(c for c in after if c.plan.chain == before[0].plan.chain)
     assert 2.5 * moved.model < moved.seconds < 3 * moved.model, "what was measured counts for most"
     planner.age(0.0)
     assert planner.table(LEVELS, nested(0.65, 0.82)) == before
@@ -107,7 +107,7 @@ def test_exploration_goes_to_what_was_measured_least_among_what_may_be_good() ->
         plan = planner.explore(table, table[0].plan)
         tried.append(plan.levels)
         choice = next(c for c in table if c.plan == plan)
-        assert choice.seconds < 1.6 * table[0].seconds and not same_chain(plan, table[0].plan)
+        assert choice.seconds < 1.6 * table[0].seconds and plan.chain != table[0].plan.chain
         planner.observe(choice, choice.model)
     assert len(set(tried)) >= 2
 
@@ -225,9 +225,9 @@ def test_one_stall_does_not_condemn_a_chain() -> None:
         planner.observe(best, best.model)
     planner.observe(best, 30 / 16, tokens=16)
     after = planner.table(LEVELS, rates)
-    assert same_chain(after[0].plan, best.plan) and after[0].seconds < 1.5 * best.seconds
+    assert after[0].plan.chain == best.plan.chain and after[0].seconds < 1.5 * best.seconds
     for _ in range(40):  # what happens again and again is true
-        now = next(choice for choice in planner.table(LEVELS, rates) if same_chain(choice.plan, best.plan))
+        now = next(choice for choice in planner.table(LEVELS, rates) if choice.plan.chain == best.plan.chain)
         planner.observe(now, 6 * best.model)
-    moved = next(choice for choice in planner.table(LEVELS, rates) if same_chain(choice.plan, best.plan))
+    moved = next(choice for choice in planner.table(LEVELS, rates) if choice.plan.chain == best.plan.chain)
     assert moved.seconds > 4.5 * best.model

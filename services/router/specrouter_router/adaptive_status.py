@@ -7,7 +7,7 @@ from typing import Any
 
 from specrouter_core.trust import BINS
 from specrouter_router.judge import Judge
-from specrouter_router.planner import AdaptivePlanner, chain_of
+from specrouter_router.planner import AdaptivePlanner
 
 ROWS = (1, 4, 8)
 MAX_PLANS = 24
@@ -40,13 +40,12 @@ def _plans(planner: AdaptivePlanner) -> list[dict[str, Any]]:
     plans = []
     for choice in planner.adaptive.explain()[:MAX_PLANS]:
         plan = choice.plan
-        chain = chain_of(plan)
-        pace = planner.paces.get(chain)
+        pace = planner.paces.get(plan.chain)
         measured = 1000 * pace.seconds / pace.tokens if pace is not None and pace.tokens else None
         plans.append(
             {
                 "levels": list(plan.levels),
-                "mode": "overlapped" if chain[1] else "lockstep",
+                "mode": "overlapped" if plan.chain[1] else "lockstep",
                 "windows": list(plan.windows),
                 "least": list(plan.least),
                 "lookahead": plan.lookahead,

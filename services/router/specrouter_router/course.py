@@ -101,7 +101,7 @@ class FollowedCourse(FixedCourse):
         super().__init__(wanted, links, planner.promise(traffic))
         self._name = name
         self._planner = planner
-        self._plan: Plan | None = None  # of the round before
+        self._plan = self.first  # of the round before
         planner.adaptive.begin(name, planner.now(), plan=self.first, promise=self._promise)
 
     def answered(self, level: str, timing: pb.Timing, total: float, now: float) -> None:
@@ -111,7 +111,7 @@ class FollowedCourse(FixedCourse):
     def committed(self, plan: Plan, commit: Commit, seconds: float, now: float) -> Plan | None:
         """See Course."""
         self._planner.committed(self._name, plan, commit, seconds, now)
-        if plan is not self._plan:  # the first round reads the prompt: it says nothing of what a token takes
+        if plan is not self._plan:  # a level left, or came back
             self._plan = plan
             self._planner.adaptive.uses(self._name, plan, now)
         return super().committed(plan, commit, seconds, now)

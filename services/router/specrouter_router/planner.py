@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.adaptive import ANYBODY, Adaptive, Limits, Member
-from specrouter_core.chain import Plan
+from specrouter_core.chain import Chain, Plan
 from specrouter_core.event import Commit
 from specrouter_core.profile import Answered
 from specrouter_core.promise import Promise
 from specrouter_family.family import ChainSpec, Family
 from specrouter_router.course import AdaptiveCourse, Course, FixedCourse, FollowedCourse, NarrowCourse
-from specrouter_router.metrics import Metrics
 from specrouter_router.pin import Pin
 from specrouter_router.replicas import Replicas
 from specrouter_router.traffic import Classes
@@ -22,13 +21,6 @@ from specrouter_router.traffic import Classes
 LOOK_S = 0.05  # how often the links are looked at
 SHUN_S = 2.0  # so long a level that failed is left out of new plans
 FORGET = 0.98  # weight of what was measured of a chain, after each further round
-
-Chain = tuple[tuple[str, ...], bool]  # levels, whether they overlap
-
-
-def chain_of(plan: Plan) -> Chain:
-    """What two plans share that differ in their windows only."""
-    return plan.levels, plan.overlapped and len(plan.levels) > 1
 
 
 class FixedPlanner:
@@ -92,11 +84,10 @@ class AdaptivePlanner:
     To be made when all links know what their levels are. ``now`` is the loop's clock, in seconds.
     """
 
-    def __init__(self, family: Family, links: Mapping[str, Replicas], metrics: Metrics) -> None:
+    def __init__(self, family: Family, links: Mapping[str, Replicas]) -> None:
         self._names = tuple(level.name for level in family.levels)
         self._chain = family.chain
         self._links = links
-        self._metrics = metrics
         self.now = asyncio.get_running_loop().time
         self.classes = Classes()
         self.paces: dict[Chain, Pace] = {}
@@ -165,10 +156,9 @@ class AdaptivePlanner:
 
     def committed(self, name: str, plan: Plan, commit: Commit, seconds: float, now: float) -> Plan | None:
         """A round of a sequence ended; what it should use from now on, None for the same."""
-        chain = chain_of(plan)
-        pace = self.paces.get(chain)
+        pace = self.paces.get(plan.chain)
         if pace is None:
-            pace = self.paces[chain] = Pace()
+            pace = self.paces[plan.chain] = Pace()
         follower = self.adaptive.running.get(name)
         if follower is not None and follower.generated:  # not the round that reads the prompt
             pace.add(seconds, len(commit.tokens))

@@ -130,7 +130,7 @@ class Router:
             await asyncio.sleep(0.05)
         self._check_family()
         if self.family.chain.policy == "adaptive":
-            self.planner = AdaptivePlanner(self.family, self.links, self.metrics)
+            self.planner = AdaptivePlanner(self.family, self.links)
             self.judge = Judge(self.planner, self.links, self.metrics)
             self.metrics.planned.adaptive = self.planner.adaptive
         self._started = True

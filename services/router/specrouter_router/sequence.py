@@ -16,7 +16,7 @@ from typing import Protocol
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import router_pb2
-from specrouter_core.chain import Plan
+from specrouter_core.chain import Chain, Plan
 from specrouter_core.event import Action, Call, Cancel, Commit, Event, Failed, Finish, Lost, Replan, Reply, Withdraw
 from specrouter_core.machine import Machine
 from specrouter_core.prefix import Text
@@ -24,7 +24,6 @@ from specrouter_router.course import Course
 from specrouter_router.flight import Flight
 from specrouter_router.measure import Measure
 from specrouter_router.metrics import Metrics
-from specrouter_router.planner import chain_of
 from specrouter_router.refusal import RefusedError, taken_over
 from specrouter_router.replicas import Replicas
 from specrouter_router.seat import Seat
@@ -91,7 +90,7 @@ class Sequence:
         self._seats: dict[str, Seat] = {}
         self._calls: dict[int, tuple[Flight, Call]] = {}
         self._accounts = {name: LevelAccount(name) for name in course.levels}
-        self._chains: dict[tuple[tuple[str, ...], bool], ChainAccount] = {}
+        self._chains: dict[Chain, ChainAccount] = {}
         self._switches = 0
         self._fresh: list[tuple[Commit, Plan, float]] = []  # with the plan it was made by, and when
         self._touched = False
@@ -279,10 +278,10 @@ class Sequence:
         """Account for a round, and take another plan if there is one. The next calls are on their way already."""
         seconds, self._last = now - self._last, now
         self._measure.round(seconds, len(commit.tokens), now)
-        chain = chain_of(plan)
-        account = self._chains.get(chain)
+        account = self._chains.get(plan.chain)
         if account is None:
-            account = self._chains[chain] = ChainAccount(list(chain[0]), "overlapped" if chain[1] else "lockstep")
+            levels, overlapped = plan.chain
+            account = self._chains[plan.chain] = ChainAccount(list(levels), "overlapped" if overlapped else "lockstep")
         account.rounds += 1
         account.tokens += len(commit.tokens)
         account.ms += seconds * 1000
