@@ -8,8 +8,8 @@ are ratios. Each observation does two things:
 - it moves the whole curve's scale (fast: a level that becomes 5 times slower is known after a few steps),
 - it bends the curve at the nearest points (slow).
 
-Both moves are clipped, so that one stalled step counts little and only repetition convinces; with
-time, what was learnt is trusted less, and new observations weigh more.
+Both moves are clipped, so that one stalled step counts little and only repetition convinces. A new step always weighs
+as much, so that old ones are forgotten; queue, hop and batch are forgotten with time.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Profile:
 
     curve: Curve = field(default_factory=Curve)
     queue: Mean = field(default_factory=Mean)  # seconds from receipt to the first step
-    hop: Mean = field(default_factory=Mean)  # seconds of a round trip that are neither queue nor step
+    hop: Mean = field(default_factory=Mean)  # seconds of a round trip that are neither queue nor a step of its own
     batch: Mean = field(default_factory=lambda: Mean(most=8.0, half_life=BATCH_LIFE))  # sequences in a step
 
     def observe(self, call: Answered, now: float) -> None:

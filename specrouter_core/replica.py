@@ -124,9 +124,8 @@ def place(position: int, before: int) -> int:
 class Replica:
     """See the module. ``draw`` is the level's language."""
 
-    def __init__(self, level: SimLevel, index: int, draw: Draw) -> None:
+    def __init__(self, level: SimLevel, draw: Draw) -> None:
         self.level = level
-        self.index = index
         self.held: dict[int, Held] = {}
         self.busy_seconds = 0.0
         self.draw = draw

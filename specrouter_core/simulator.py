@@ -34,7 +34,6 @@ class Told:
 
     sequence: int
     level: str
-    replica: int
     call: Answered
     now: float
 
@@ -100,7 +99,7 @@ class Simulator:
         self.router_cost = 0.0  # seconds of the stopwatch in machines and policy
         self.outcomes: list[Outcome] = []
         self.changes: list[tuple[float, Callable[[Simulator], None]]] = []  # (time, what to change)
-        self._replicas = {x.name: [Replica(x, i, self._language(x)) for i in range(x.replicas)] for x in levels}
+        self._replicas = {x.name: [Replica(x, self._language(x)) for _ in range(x.replicas)] for x in levels}
         self._machines: dict[int, Machine] = {}
         self._placed: dict[tuple[int, str], Replica] = {}
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -114,7 +113,7 @@ class Simulator:
     def add_replica(self, name: str) -> None:
         """One more replica of a level, from now on."""
         level, replicas = self.levels[name], self._replicas[name]
-        replicas.append(Replica(level, len(replicas), self._language(level)))
+        replicas.append(Replica(level, self._language(level)))
 
     def busy_seconds(self) -> dict[str, float]:
         """Time each level's replicas spent in steps, together."""
@@ -205,7 +204,7 @@ class Simulator:
                 queue=(work.began or work.arrived) - work.arrived,
                 total=self.now - work.sent,
             )
-            self.policy.told(Told(work.sequence, replica.level.name, replica.index, call, self.now))
+            self.policy.told(Told(work.sequence, replica.level.name, call, self.now))
             self.router_cost += self._stopwatch() - begin
         self._tell(work.sequence, reply)
 

@@ -13,7 +13,7 @@ def draw(sequence: int, position: int, before: int) -> int:
 
 
 def replica(**kw) -> Replica:
-    return Replica(SimLevel("target", LINE, 1.0, **kw), 0, draw)
+    return Replica(SimLevel("target", LINE, 1.0, **kw), draw)
 
 
 def work(sequence: int, call: int, base: int, proposals=(), own: int = 1, ahead=(), at: float = 0.0) -> Work:

@@ -61,3 +61,12 @@ def test_a_rank_that_is_new_since_the_last_table_is_planned_with_those_below_it(
     assert tables.table(2, middle, 2.0) == tables.table(2, low.rank(False), 2.0) != tables.table(2, above, 2.0)
     assert tables.table(2, above, 2.0) == tables.table(2, high.rank(False), 2.0)
     assert tables.table(2, 0, 2.0) == tables.table(2, low.rank(False), 2.0), "below all others: with the last"
+
+
+def test_people_are_shown_the_plans_that_sequences_use() -> None:
+    made = Adaptive([Member(name, costs) for name, costs in COSTS.items()], modes=(False,), explore=0.0)
+    for i in range(600):
+        sure = (i % 10) / 10
+        made.trust.observe("draft", sure, sure > 0.5)
+    plan = made.begin("a", 0.0)
+    assert plan.confidence > 0.3 and plan == made.explain()[0].plan
