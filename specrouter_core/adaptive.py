@@ -206,7 +206,8 @@ class Adaptive:
             if follower.tokens:
                 self._measure(follower, follower.last)
             self.tables.ranks.remove(follower.rank)
-            self._answer += (follower.generated - self._answer) / RECENT
+            if follower.generated:
+                self._answer += (follower.generated - self._answer) / RECENT
 
     def answered(self, level: str, call: Answered, now: float) -> None:
         """A call was answered."""

@@ -58,7 +58,7 @@ WAITS = (1, 2, 3, 4, 6, 8, 12, 16)  # proposals a verifier may wait for
 FED = (1, *(w + 1 for w in WINDOWS))  # tokens that a call may feed
 MAX_AHEAD = 24  # tokens that the lowest level runs ahead at most
 RUN = 32  # tokens the target alone draws in one call: each new call may miss a step that others share
-CHUNK = 8  # tokens the lowest level draws in one call at least
+CHUNK = 8  # tokens that a level draws by itself in one call, as the model counts them; overlapped at least
 TIE = 1.08  # predictions this near are the same
 ANY: Mapping[str, int] = {}  # no limits
 
@@ -193,9 +193,9 @@ class _Cost:
 
 
 def _lowest(name: str, cost: _Cost) -> _Part:
-    pace = cost.step[1] + (cost.delay + cost.others * cost.step[1] / 2) / 8
     delay = cost.delay + cost.others * cost.step[1] / 2
-    return _Part((name,), (8,), (1,), pace, cost.step[1], cost.step[1], delay, 0, cost.silent)
+    pace = cost.step[1] + delay / CHUNK
+    return _Part((name,), (CHUNK,), (1,), pace, cost.step[1], cost.step[1], delay, 0, cost.silent)
 
 
 def _extend(

@@ -55,6 +55,14 @@ def test_answers_are_expected_to_be_as_long_as_those_before() -> None:
     assert adaptive.begin("next", 10.0, prompt=400).levels == ("target",)
 
 
+def test_requests_that_fail_before_their_first_token_say_nothing_of_answers() -> None:
+    adaptive = made()
+    for n in range(60):
+        adaptive.begin(f"failed{n}", 0.0, prompt=400)
+        adaptive.end(f"failed{n}")
+    assert adaptive.begin("next", 10.0, prompt=400).levels == ("mid", "target")
+
+
 def test_a_running_sequence_takes_a_level_up_only_while_enough_is_left() -> None:
     for limit, levels in ((200, ("mid", "target")), (12, ("target",))):
         adaptive = made()
