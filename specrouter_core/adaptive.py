@@ -235,24 +235,26 @@ class Adaptive:
             self._measure(follower, now)
         if not follower.free or follower.rounds < follower.stay:
             return None
-        follower.stay = STAY
-        kind = kind_of(follower.ease.shift)
-        self.look(now)
-        self._owed += self._explore
-        if self._owed >= 1:
-            self._owed -= 1
-            follower.stay = TRIAL
-            table = self.tables.table(kind, follower.rank, now, self._tolls(follower))
-            plan = self.tables.planner.explore(table, follower.plan)
-        else:
-            plan = self.tables.plan(kind, follower.rank, follower.plan, now)
-            plan = self._suited(plan, follower, follower.plan, now)
+        plan = self._next(follower, now)
         if plan == follower.plan:
             return None
         if follower.tokens:
             self._measure(follower, now)
         follower.take(plan, now)
         return plan
+
+    def _next(self, follower: Follower, now: float) -> Plan:
+        """What it should use from now on: the best, or, seldom, what was measured least."""
+        kind = kind_of(follower.ease.shift)
+        self.look(now)
+        self._owed += self._explore
+        follower.stay = STAY if self._owed < 1 else TRIAL
+        if self._owed < 1:
+            plan = self.tables.plan(kind, follower.rank, follower.plan, now)
+            return self._suited(plan, follower, follower.plan, now)
+        self._owed -= 1
+        table = self.tables.table(kind, follower.rank, now, self._tolls(follower))
+        return self.tables.planner.explore(table, follower.plan)
 
     def _suited(self, plan: Plan, follower: Follower, current: Plan | None, now: float) -> Plan:
         """The plan, or what is better for this sequence because levels of that would have to read its text first."""
