@@ -165,10 +165,10 @@ def test_what_was_learnt_at_other_loads_costs_a_table_nothing() -> None:
         planner.sharing = 2.0**power
         for choice in planner.table(LEVELS, nested(0.65, 0.82)):
             planner.observe(choice, choice.model * 1.1)
-    looks = []
+    looks: list[int] = []
 
-    class Watched(dict):  # type: ignore[type-arg]
-        def items(self):
+    class Watched(dict[Any, Any]):
+        def items(self) -> Any:
             looks.append(1)
             return super().items()
 
