@@ -8,13 +8,8 @@ from typing import Any
 import pytest
 
 from specrouter_core.chain import Plan
-<<<<<<< HEAD
 from specrouter_core.planner import Choice, Planner
-from specrouter_core.prediction import Level, candidates
-=======
-from specrouter_core.planner import Choice, Planner, same_chain
 from specrouter_core.prediction import Level, Rates, candidates
->>>>>>> origin/main
 from specrouter_core.profile import Curve, Profile
 from specrouter_core.replica import SimLevel
 from specrouter_core.simulator import Policy, Simulator
