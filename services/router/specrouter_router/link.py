@@ -11,8 +11,8 @@ not silent, only slow. HTTP/2's own pings end a connection that is dead, so that
 
 Slow is not dead: the answer also says how long the running step has taken. While steps run, a call waits for its turn
 and its answer however long that takes, up to ``MAX_CALL_S``. A step that takes longer than ``STEP_S``, and ``STEPS``
-times what the replica's largest should, does not end any more: its engine *hangs*, and so does the replica. A call
-that a replica leaves without an answer while no step runs is given up by itself.
+times what the replica's largest should, is taken for one that never ends: the engine *hangs*, which counts as silence
+does. A call that is left without an answer while no step runs is given up by itself.
 """
 
 from __future__ import annotations
