@@ -11,11 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from specrouter_level import engines, scripts
 from specrouter_level.engine import Drawn, Engine, Span
 from specrouter_level.stub import StubEngine
+
+P = ParamSpec("P")
+E = TypeVar("E", bound=Engine)
 
 
 class Control:
@@ -23,10 +26,10 @@ class Control:
 
     slowdown = 1.0
 
-    def over(self, make: Callable[..., Engine]) -> Callable[..., Engine]:
+    def over(self, make: Callable[P, E]) -> Callable[P, E]:
         """The same maker, whose engine is under this control."""
 
-        def made(*args: Any, **options: Any) -> Engine:
+        def made(*args: P.args, **options: P.kwargs) -> E:
             engine = make(*args, **options)
             step = engine.step
 
@@ -36,7 +39,7 @@ class Control:
                 time.sleep((self.slowdown - 1) * (time.perf_counter() - begin))
                 return drawn
 
-            engine.step = slowed  # the one method that takes a model's time
+            engine.step = slowed  # type: ignore[method-assign] # the one method that takes a model's time
             threading.Thread(target=self.obey, args=(engine,), daemon=True).start()
             return engine
 
