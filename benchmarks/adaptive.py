@@ -55,6 +55,7 @@ from world import stub as stub_level
 TOKENS = 32
 DEMO_TOKENS = 48
 DEMO_TEXTS = 2  # easy, and as many hard
+DEMO_LOAD = 32
 TEXTS = 3  # of one sequence at a time
 HOP_TEXTS = 4
 NATURAL_HOP_MS = 0.3  # of loopback, one way, about
@@ -306,40 +307,53 @@ def demo_world() -> Iterator[World]:
     if not models.present():
         raise SystemExit("the demo's weights are missing: specrouter models pull demo")
     directory = str(models.directory())
-    torch = ["--engine", "torch", "--model", directory, "--threads", "1"]
+    slots = ["--slots", str(2 * DEMO_LOAD)]  # for the sequences of two routers
+    torch = ["--engine", "torch", "--model", directory, "--threads", "1", "--max-length", "512", *slots]
     fields = {"engine": "torch", "model": directory}
     levels = {
-        "draft": Made(["--engine", "ngram"], {"engine": "ngram"}),
+        "draft": Made(["--engine", "ngram", *slots], {"engine": "ngram"}),
         "mid": Made([*torch, "--quantization", "int4"], fields),
         "target": Made([*torch, "--dtype", "float32"], fields),
     }
     with tempfile.TemporaryDirectory() as folder:
-        world = World(Path(folder), levels, tokenizer=directory, mode="lockstep")
+        world = World(Path(folder), levels, spare="target", tokenizer=directory, mode="lockstep")
         try:
             yield world
         finally:
             world.close()
 
 
+def demo_phases() -> dict[Phase, Requests]:
+    """What is asked in each phase: easy texts, hard ones, or both."""
+    easy, hard = demo_requests(LONG[:DEMO_TEXTS], 0), demo_requests(SHORT[:DEMO_TEXTS], 10)
+    prompts = [(LONG, SHORT)[i % 2][i // 2 % 3] for i in range(DEMO_LOAD)]
+    many = demo_requests([f"{prompt}\n\n({i})" for i, prompt in enumerate(prompts)], 100)
+    return {
+        Phase("easy text", 1.0): easy,
+        Phase("hard text", 1.0): hard,
+        Phase("mid 5x slower", 1.0, slowdown=5): {**easy, **hard},
+        Phase("draft at 0.2", 0.2): easy,
+        Phase("load 4", 1.0, together=4): {**easy, **hard},
+        Phase("load 32", 1.0, together=DEMO_LOAD): many,
+        Phase("a replica added", 1.0, together=DEMO_LOAD, replicas=2): many,
+        Phase("load 1 again", 1.0): easy,
+    }
+
+
 def demo(args: argparse.Namespace) -> None:
     """The phases on the demo family."""
-    easy, hard = demo_requests(LONG[:DEMO_TEXTS], 0), demo_requests(SHORT[:DEMO_TEXTS], 10)
-    both = {**easy, **hard}
-    phases = (
-        (Phase("easy text"), easy),
-        (Phase("hard text"), hard),
-        (Phase("mid 5x slower", slowdown=5), both),
-        (Phase("load 2", together=2), both),
-        (Phase("load 4", together=4), both),
-        (Phase("easy text again"), easy),
-    )
-    sheet = Sheet("adaptive-demo", list(demo_grid()), [phase.name for phase, _ in phases])
+    phases = demo_phases()
+    sheet = Sheet("adaptive-demo", list(demo_grid()), [phase.name for phase in phases])
     with demo_world() as world:
         contest = Contest(world, sheet, demo_grid(), args)
-        for phase, requests in phases:
-            if not args.phases or phase.name in args.phases:
-                world.become("mid", 1.0, phase.slowdown)
-                contest.run(phase, requests)
+        for phase, requests in phases.items():
+            if args.phases and phase.name not in args.phases:
+                continue
+            world.become("draft", phase.draft)
+            world.become("mid", 1.0, phase.slowdown)
+            if phase.replicas > 1:
+                world.add_replica("target")
+            contest.run(phase, requests)
 
 
 def main() -> None:
