@@ -104,7 +104,6 @@ class Adaptive:
         members: Sequence[Member],
         *,
         modes: Sequence[bool] = (True,),
-        max_window: int = 16,
         explore: float = 0.0015,
     ) -> None:
         self.members = list(members)
@@ -114,7 +113,7 @@ class Adaptive:
         self.profiles: dict[str, Profile] = {m.name: self._profile(m) for m in members}
         self.running: dict[int | str, Follower] = {}
         self.errors: list[float] = []  # of predictions, relative, each over BLOCK rounds of a chain; the last ones
-        self.tables = Tables(self.members, self.profiles, self.agreement, self.trust, Limits(tuple(modes), max_window))
+        self.tables = Tables(self.members, self.profiles, self.agreement, self.trust, Limits(tuple(modes)))
         self._waiting: dict[int | str, Follower] = {}  # for a first token that was promised in time
         self._usual: dict[tuple[int, int], Plan] = {}  # what new sequences begin with, by kind and rank
         self._blocks: dict[tuple[str, ...], _Block] = {}
@@ -312,7 +311,7 @@ class Adaptive:
         if choice is None or seconds <= 0 or not tokens:
             return
         block = self._blocks.setdefault((*choice.plan.levels, str(choice.plan.overlapped)), _Block())
-        block.predicted += choice.seconds * tokens
+        block.predicted += choice.expected * tokens
         block.measured += seconds
         block.rounds += rounds
         if block.rounds >= BLOCK:

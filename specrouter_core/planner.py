@@ -6,15 +6,17 @@ No model is exact: ``Planner`` multiplies each prediction by a measured correcti
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from specrouter_core.chain import Plan
-from specrouter_core.prediction import Level, Rates, Space
+from specrouter_core.prediction import ANY, MAX_AHEAD, Level, Rates, Space
 
 HALF_LIFE = 3.0  # seconds of a chain's use after which what was measured of it weighs half
 PRIOR = 24.0  # rounds that the usual correction is worth
 UNSEEN = 2.0  # chains with a correction of 1 that are added to those measured, for what is usual
+FULL = 100.0  # weight of a level that is free to use
+STALL = 4.0  # times what was expected: what took longer counts as so long
 NEAR = 1.35  # a candidate predicted to be slower than this, times the best, is not tried
 
 
@@ -23,8 +25,9 @@ class Choice:
     """One candidate with its prediction."""
 
     plan: Plan
-    seconds: float  # predicted per committed token, with the correction
-    model: float  # without it
+    seconds: float  # per committed token: what is compared; with the correction and the operator's weights
+    expected: float  # what a token should take: with the correction, but at the levels' full speed
+    model: float  # the same without the correction
 
 
 @dataclass(slots=True)
@@ -77,7 +80,8 @@ class Planner:
         rates: Rates,
         *,
         overlapped: Sequence[bool] = (True, False),
-        max_window: int = 16,
+        windows: Mapping[str, int] = ANY,
+        lookahead: int = MAX_AHEAD,
         waste: float = 1.0,
         chains: Collection[tuple[str, ...]] = (),
     ) -> list[Choice]:
@@ -86,12 +90,19 @@ class Planner:
         ``chains``: those that may be used, all when empty. The target alone is always a candidate, unless others are
         that the chains allow and it is not.
         """
-        space = Space(levels, rates, max_window=max_window, waste=waste)
+        space = whole = Space(levels, rates, windows=windows, lookahead=lookahead, waste=waste)
+        if any(0 < level.weight < FULL for level in levels):
+            unweighted = [replace(level, weight=FULL) if level.weight > 0 else level for level in levels]
+            whole = Space(unweighted, rates, windows=windows, lookahead=lookahead, waste=waste)
         table: list[Choice] = []
+        usual = self._usual()
         for mode in overlapped:
-            for plan, model in space.candidates(overlapped=mode, sensible=True):
+            found = space.candidates(overlapped=mode, sensible=True)
+            models = {plan.levels: s for plan, s in (found if whole is space else whole.candidates(overlapped=mode))}
+            for plan, seconds in found:
                 if len(plan.levels) > 1 or mode is overlapped[0]:
-                    table.append(Choice(plan, model * self._ratio(plan), model))
+                    ratio, model = self._ratio(plan, usual), models[plan.levels]
+                    table.append(Choice(plan, seconds * ratio, model * ratio, model))
         if chains:
             table = [c for c in table if c.plan.levels in chains] or [c for c in table if len(c.plan.levels) == 1]
         return sorted(table, key=lambda choice: choice.seconds)
@@ -122,6 +133,7 @@ class Planner:
         """A sequence ran with this plan, at this measured time per token, for so many tokens and rounds."""
         if seconds <= 0 or choice.model <= 0:
             return
+        seconds = min(seconds, STALL * choice.expected)
         found = self._corrections.setdefault((_key(choice.plan), self.crowd), _Correction())
         found.add(seconds * tokens, choice.model * tokens, rounds, self.sharing)
 
@@ -135,19 +147,19 @@ class Planner:
         for found in self._corrections.values():
             found.fade(keep)
 
-    def _ratio(self, plan: Plan) -> float:
+    def _ratio(self, plan: Plan, usual: Mapping[str, float]) -> float:
         key = _key(plan)
         found = self._corrections.get((key, self.crowd))
         known = found.weight if found else 0.0
-        return (found.own if found else 1.0) * known + self._usual(key[-1]) * (1 - known)
+        return (found.own if found else 1.0) * known + usual.get(key[-1], 1.0) * (1 - known)
 
-    def _usual(self, mode: str) -> float:
-        """Of the chains in this mode, each counted alike; 1 at first."""
-        total, weight = UNSEEN, UNSEEN
+    def _usual(self) -> dict[str, float]:
+        """By mode, of the chains in it, each counted alike; 1 at first."""
+        sums: dict[str, tuple[float, float]] = {}
         for (key, _), found in self._corrections.items():
-            if key[-1] == mode:
-                total, weight = total + found.weight * found.own, weight + found.weight
-        return total / weight
+            total, weight = sums.get(key[-1], (UNSEEN, UNSEEN))
+            sums[key[-1]] = total + found.weight * found.own, weight + found.weight
+        return {mode: total / weight for mode, (total, weight) in sums.items()}
 
     def _seen(self, plan: Plan) -> float:
         found = self._corrections.get((_key(plan), self.crowd))

@@ -44,13 +44,13 @@ windows shrink and levels drop out by themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from operator import mul
 
-from specrouter_core.chain import MAX_LOOKAHEAD, Plan
+from specrouter_core.chain import Plan
 from specrouter_core.profile import Profile
 
 WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -60,6 +60,7 @@ MAX_AHEAD = 24  # tokens that the lowest level runs ahead at most
 RUN = 32  # tokens the target alone draws in one call: each new call may miss a step that others share
 CHUNK = 8  # tokens the lowest level draws in one call at least
 TIE = 1.08  # predictions this near are the same
+ANY: Mapping[str, int] = {}  # no limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,40 +95,41 @@ Rates = Callable[[str, str], Sequence[float]]
 
 
 def candidates(
-    levels: Sequence[Level], rates: Rates, *, overlapped: bool, max_window: int = 16, max_lookahead: int = MAX_AHEAD
+    levels: Sequence[Level],
+    rates: Rates,
+    *,
+    overlapped: bool,
+    windows: Mapping[str, int] = ANY,
+    lookahead: int = MAX_AHEAD,
 ) -> list[tuple[Plan, float]]:
     """Every chain of the levels (lowest first, the target last) with its best windows: (plan, seconds per token)."""
-    space = Space(levels, rates, max_window=max_window, max_lookahead=max_lookahead)
-    return space.candidates(overlapped=overlapped)
-
-
-def _costs(levels: Sequence[Level], max_window: int) -> dict[str, _Cost]:
-    """Of the levels that can be used."""
-    return {x.name: _Cost.of(x, max_window + 1) for x in levels if x.weight > 0 or x is levels[-1]}
+    return Space(levels, rates, windows=windows, lookahead=lookahead).candidates(overlapped=overlapped)
 
 
 class Space:
-    """All candidates of some levels. ``waste``: of what the lowest level drafts, the share that may come to nothing."""
+    """All candidates of some levels.
+
+    ``windows``: the most of each level, as in Plan, where there is a limit; ``lookahead``: the same. ``waste``: of what
+    the lowest level drafts, the share that may come to nothing.
+    """
 
     def __init__(
         self,
         levels: Sequence[Level],
         rates: Rates,
         *,
-        max_window: int = 16,
-        max_lookahead: int = MAX_AHEAD,
+        windows: Mapping[str, int] = ANY,
+        lookahead: int = MAX_AHEAD,
         waste: float = 1.0,
     ) -> None:
-        self._costs = _costs(levels, max_window)
-        self._gains = _Gains(rates, max(max_window + 1, max_lookahead))
-        self._windows = [w for w in WINDOWS if w <= max_window]
-        target = levels[-1].name
-        most = min(max_lookahead, MAX_LOOKAHEAD)
+        self._costs = {x.name: _Cost.of(x) for x in levels if x.weight > 0 or x is levels[-1]}
+        self._gains = _Gains(rates)
+        self._limits = windows
+        target, most = levels[-1].name, min(lookahead, MAX_AHEAD)
         self._ahead = {
             level.name: self._gains.furthest(level.name, target, most, waste) if waste < 1 else most
             for level in levels[:-1]
         }
-        self._narrow = {name: [w for w in self._windows if w <= most] for name, most in self._ahead.items()}
 
     def candidates(self, *, overlapped: bool, sensible: bool = False) -> list[tuple[Plan, float]]:
         """Plans with seconds per token. ``sensible``: none in which a level checks another that is no faster."""
@@ -139,14 +141,21 @@ class Space:
             for part in parts:
                 if sensible and len(part.levels) > 1 and part.pace >= cost.step[1]:
                     continue
-                windows = self._narrow[part.levels[0]]
-                if windows:
+                most = min(self._ahead[part.levels[0]], self._limits.get(name, WINDOWS[-1]))
+                if most:
                     gain = self._gains.of(part, name)
+                    windows = [w for w in WINDOWS if w <= most]
                     new.append(_extend(part, name, cost, gain, windows, overlapped=overlapped, top=top))
             if top:
-                out = [(_plan(part, overlapped, self._ahead.get(part.levels[0], 1)), part.pace) for part in new]
+                out = [(self._plan(part, overlapped), part.pace) for part in new]
             parts += new
         return out
+
+    def _plan(self, part: _Part, overlapped: bool) -> Plan:
+        lowest = part.levels[0]
+        return _plan(
+            part.levels, part.windows, part.least, overlapped, self._limits.get(lowest, RUN), self._ahead.get(lowest, 1)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +170,16 @@ class _Cost:
     others: float  # 0 when nobody shares it, towards 1 the more do
 
     @classmethod
-    def of(cls, level: Level, most: int) -> _Cost:
+    def of(cls, level: Level) -> _Cost:
         speed, curve, sharing = level.weight / 100, level.profile.curve, max(level.sharing, 1.0)
         others = 1 - 1 / (sharing + level.beside)
-        few = sharing * (1 - (1 - 1 / sharing) / 2)  # two groups take turns
+        few = (sharing + 1) / 2  # two groups take turns
         beside = level.beside
-        step = [0.0] * (most + 1)
-        apart = step if sharing == 1 else [0.0] * (most + 1)
+        step = [0.0] * (FED[-1] + 1)
+        apart = step if sharing == 1 else [0.0] * (FED[-1] + 1)
         for n in FED:
-            if n <= most:
-                step[n] = curve.seconds(n * sharing + beside) / speed
-                apart[n] = curve.seconds(n * few + beside) / speed if sharing > 1 else step[n]
+            step[n] = curve.seconds(n * sharing + beside) / speed
+            apart[n] = curve.seconds(n * few + beside) / speed if sharing > 1 else step[n]
         delay = level.profile.hop.value + level.wait
         return cls(step, apart, [t * (1 + others) + delay for t in apart], delay, level.silent, others)
 
@@ -200,11 +208,11 @@ def _extend(
         middling = 2 if cost.others < 0.5 else 4
         window = _widest(lambda m: _overlapped(part, cost, gain, m, min(m, middling)), windows)
         waits = [n for n in WAITS if n <= window]
-        pace, least = _first_valley(lambda n: _overlapped(part, cost, gain, window, n), waits)
+        pace, least = _least(lambda n: _overlapped(part, cost, gain, window, n), waits)
         pace = pace if top else min(pace, cost.step[1])
     else:
         least = 1
-        pace, window = _first_valley(lambda m: _lockstep(part, cost, gain.checked, m), windows)
+        pace, window = _least(lambda m: _lockstep(part, cost, gain.checked, m), windows)
     return _Part(
         levels=(*part.levels, name),
         windows=(*part.windows, window),
@@ -217,26 +225,16 @@ def _extend(
     )
 
 
-def _first_valley(value: Callable[[int], float], places: Sequence[int]) -> tuple[float, int]:
-    """The least value and its place, where values fall and then rise."""
-    best, at = value(places[0]), places[0]
-    for place in places[1:]:
-        found = value(place)
-        if found >= best:
-            break
-        best, at = found, place
-    return best, at
+def _least(value: Callable[[int], float], places: Sequence[int]) -> tuple[float, int]:
+    """The least value and its place. All are looked at: where a step's time jumps, there are several valleys."""
+    return min((value(place), place) for place in places)
 
 
 def _widest(value: Callable[[int], float], windows: Sequence[int]) -> int:
-    """The widest window whose value is nearly the least, where values fall and then rise."""
-    found: list[tuple[float, int]] = []
-    for window in reversed(windows):
-        found.append((value(window), window))
-        if found[-1][0] > TIE * min(found)[0]:
-            break
+    """The widest window whose value is nearly the least."""
+    found = [(value(window), window) for window in windows]
     enough = TIE * min(found)[0]
-    return next(window for seconds, window in found if seconds <= enough)
+    return max(window for seconds, window in found if seconds <= enough)
 
 
 def _lockstep(part: _Part, cost: _Cost, gain: list[float], m: int) -> float:
@@ -268,11 +266,10 @@ class _Gain:
 
 
 class _Gains:
-    """Of all pairs of levels that a table needs, each once. ``most``: proposals that one call may have."""
+    """Of all pairs of levels that a table needs, each once."""
 
-    def __init__(self, rates: Rates, most: int) -> None:
+    def __init__(self, rates: Rates) -> None:
         self._rates = rates
-        self.most = most
         self._pairs: dict[tuple[str, str], tuple[Sequence[float], list[float], list[float]]] = {}
         self._found: dict[tuple[str, str, str], _Gain] = {}
 
@@ -306,7 +303,7 @@ class _Gains:
         found = self._pairs.get((lower, upper))
         if found is None:
             rates = list(self._rates(lower, upper))
-            rates += rates[-1:] * (self.most + 1 - len(rates))
+            rates += rates[-1:] * (MAX_AHEAD + 1 - len(rates))
             run = list(accumulate(rates, mul, initial=1.0))
             found = self._pairs[lower, upper] = rates, list(accumulate(run)), run
         return found
@@ -316,7 +313,7 @@ def _overlapped(part: _Part, cost: _Cost, gain: _Gain, m: int, least: int) -> fl
     busy = cost.busy[m + 1]
     # made by the level below while this one is at work, after the step that was under way; and by the lowest
     made = (busy - part.step / 2) / part.pace if busy > part.step / 2 else 0.0
-    drafts = busy / part.draft - 0.5
+    drafts = max(busy / part.draft - 0.5, 0.0)
     k = int(made) if made < m else m
     more = min(m - k, part.extra)
     if k + more == 0:
@@ -330,17 +327,14 @@ def _overlapped(part: _Part, cost: _Cost, gain: _Gain, m: int, least: int) -> fl
     return (on * busy + (1 - on) * cost.cycle(wait, least + 1)) / (on * on_tokens + (1 - on) * off_tokens)
 
 
-def _plan(part: _Part, overlapped: bool, max_lookahead: int) -> Plan:
-    return _made(part.levels, part.windows, part.least, overlapped, max_lookahead)
-
-
 @lru_cache(maxsize=4096)  # from one table to the next most plans are the same
-def _made(
-    levels: tuple[str, ...], windows: tuple[int, ...], least: tuple[int, ...], overlapped: bool, max_lookahead: int
+def _plan(
+    levels: tuple[str, ...], windows: tuple[int, ...], least: tuple[int, ...], overlapped: bool, most: int, ahead: int
 ) -> Plan:
+    """``most``: tokens that the lowest level may draw in one call; ``ahead``: how far it may run ahead."""
     if len(levels) == 1:
-        return Plan(levels, (RUN,), 1, overlapped)
+        return Plan(levels, (min(RUN, most),), 1, overlapped)
     # overlapped, the lowest draws on while its tokens are checked; in lock-step it makes what is asked for
-    windows = (max(windows[1], CHUNK) if overlapped else windows[1], *windows[1:])
-    lookahead = min(max_lookahead, MAX_LOOKAHEAD, max(16 if overlapped else 1, 2 * windows[-1]))
-    return Plan(levels, windows, max(lookahead, 1), overlapped, tuple(map(min, least, windows)))
+    windows = (min(max(windows[1], CHUNK) if overlapped else windows[1], most), *windows[1:])
+    lookahead = min(ahead, max(16 if overlapped else 1, 2 * windows[-1]))
+    return Plan(levels, windows, lookahead, overlapped, tuple(map(min, least, windows)))

@@ -6,12 +6,12 @@ So a round costs a look into a table and not a search, however many sequences th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from specrouter_core.agreement import Agreement, Deviation
 from specrouter_core.chain import Plan
 from specrouter_core.planner import Choice, Planner
-from specrouter_core.prediction import Level
+from specrouter_core.prediction import MAX_AHEAD, Level
 from specrouter_core.profile import Profile
 from specrouter_core.promise import Ranks, Tier
 from specrouter_core.trust import Trust
@@ -45,11 +45,13 @@ class Member:
 class Limits:
     """What may be chosen. ``modes``: True = overlapped, False = lock-step; ``chains``: all when empty.
 
-    ``waste``: of what the lowest level drafts, the share that may come to nothing.
+    ``windows``: by level, the most, where there is a limit; ``lookahead``: the same. ``waste``: of what the lowest
+    level drafts, the share that may come to nothing.
     """
 
     modes: tuple[bool, ...] = (True,)
-    max_window: int = 16
+    windows: Mapping[str, int] = field(default_factory=dict)
+    lookahead: int = MAX_AHEAD
     chains: frozenset[tuple[str, ...]] = frozenset()
     waste: float = 1.0
 
@@ -88,27 +90,27 @@ class Tables:
         self._trust = trust
         self._tables: dict[tuple[int, int], list[Choice]] = {}
         self._plans: dict[tuple[int, int, Plan | None], Plan] = {}
-        self._tier_of: dict[int, int] = {}  # by rank
         self._made = NEVER
+        self._stale = False
         self._count = 1.0  # sequences, falling slowly
 
     def changed(self) -> None:
-        """Something is not as it was: nothing made before holds any more."""
-        self._made = NEVER
+        """Something is not as it was: no table made before holds any more, but what was measured does."""
+        self._stale = True
 
     def due(self, running: int, now: float) -> bool:
         """Whether the tables are old, or there are many more sequences (``running``) than they are for."""
-        return now - self._made > REFRESH or running > CROWDED * self._count
+        return self._stale or now - self._made > REFRESH or running > CROWDED * self._count
 
     def look(self, running: int, now: float) -> None:
         """Make everything anew, for so many sequences."""
-        self._count = max(self._count * 0.5 ** (min(now - self._made, AGE) / CALM), running, 1)
-        self.planner.age(0.5 ** (min(now - self._made, AGE) / AGE))
+        passed = min(max(now - self._made, 0.0), AGE)
+        self._count = max(self._count * 0.5 ** (passed / CALM), running, 1)
+        self.planner.age(0.5 ** (passed / AGE))
         self.planner.sharing = max(self._sequences(now) / self._members[-1].replicas, 1.0)
         self._agreement.together = self._count
         self.tiers = self.ranks.tiers()
-        self._tier_of = {rank: i for i, tier in enumerate(self.tiers) for rank in tier.ranks}
-        self._made = now
+        self._made, self._stale = now, False
         self._plans.clear()
         self._tables.clear()
 
@@ -116,8 +118,7 @@ class Tables:
         """What a sequence should use that uses ``current`` now, and pays these ``tolls``."""
         if tolls:
             return self._chosen(self.table(kind, rank, now, tolls), current)
-        tier = self._tier_of.get(rank, 0)
-        key = kind, tier, current
+        key = kind, self._tier(rank), current
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plans[key] = self._chosen(self.table(kind, rank, now), current)
@@ -129,16 +130,21 @@ class Tables:
 
     def table(self, kind: int, rank: int, now: float, tolls: Tolls = FREE) -> list[Choice]:
         """What sequences of a kind and rank are planned from, best first."""
-        table = self._table(kind, self._tier_of.get(rank, 0), now)
+        table = self._table(kind, self._tier(rank), now)
         return sorted((_dearer(c, tolls) for c in table), key=lambda choice: choice.seconds) if tolls else table
+
+    def _tier(self, rank: int) -> int:
+        """Where a rank belongs; one that nobody had when the tables were made, with those just below it."""
+        return next((i for i, tier in enumerate(self.tiers) if tier.ranks[-1] <= rank), max(len(self.tiers) - 1, 0))
 
     def fair(self, kind: int, now: float) -> list[Choice]:
         """The same without regard to ranks."""
         return self._table(kind, -1 if len(self.tiers) > 1 else 0, now)
 
     def made(self, kind: int, tier: int) -> list[Choice]:
-        """A table, for people; empty before the first sequence."""
-        return self._table(kind, tier, self._made) if self._made > NEVER else []
+        """A table as sequences would use its plans, for people; empty before the first sequence."""
+        table = self._table(kind, tier, self._made) if self._made > NEVER else []
+        return [replace(choice, plan=self._sure(choice.plan, choice.seconds)) for choice in table]
 
     def _table(self, kind: int, number: int, now: float) -> list[Choice]:
         table = self._tables.get((kind, number))
@@ -149,7 +155,8 @@ class Tables:
                 self._levels(tier, shift, now),
                 lambda lower, upper: self._agreement.rates(lower, upper, shift),
                 overlapped=self.limits.modes,
-                max_window=self.limits.max_window,
+                windows=self.limits.windows,
+                lookahead=self.limits.lookahead,
                 waste=self.limits.waste,
                 chains=self.limits.chains,
             )

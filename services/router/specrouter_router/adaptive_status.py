@@ -47,12 +47,12 @@ def _plans(planner: AdaptivePlanner) -> list[dict[str, Any]]:
             {
                 "levels": list(plan.levels),
                 "mode": "overlapped" if chain[1] else "lockstep",
-                "windows": list(planner.within(plan).windows),
-                "least": list(planner.within(plan).least),
-                "lookahead": planner.within(plan).lookahead,
+                "windows": list(plan.windows),
+                "least": list(plan.least),
+                "lookahead": plan.lookahead,
                 "confidence": plan.confidence,
                 "predicted_ms": round(1000 * choice.seconds, 3),
-                "correction": round(choice.seconds / choice.model, 3) if choice.model else 1.0,
+                "correction": round(choice.expected / choice.model, 3),
                 "measured_ms": None if measured is None else round(measured, 3),
                 "rounds": pace.rounds if pace is not None else 0,
             }
@@ -73,7 +73,7 @@ def _tiers(planner: AdaptivePlanner) -> list[dict[str, Any]]:
                 "sharing": tier.sharing,
                 "beside": tier.beside,
                 "levels": list(made[0].plan.levels) if made else [],
-                "windows": list(planner.within(made[0].plan).windows) if made else [],
+                "windows": list(made[0].plan.windows) if made else [],
             }
         )
     return found

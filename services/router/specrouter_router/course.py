@@ -139,7 +139,7 @@ class AdaptiveCourse:
         self._room = room
         self._rounds = 0
         self._promise = planner.promise(traffic)
-        self.first = planner.within(self._begin(planner.now(), planner.classes.ease(traffic)))
+        self.first = self._begin(planner.now(), planner.classes.ease(traffic))
 
     def _begin(self, now: float, ease: float) -> Plan:
         return self._planner.adaptive.begin(
@@ -154,10 +154,9 @@ class AdaptiveCourse:
         """See Course."""
         self._rounds += 1
         chosen = self._planner.committed(self._name, plan, commit, seconds, now)
-        if chosen is None:
-            return None
-        self._planner.switches += chosen.levels != plan.levels
-        return self._planner.within(chosen)
+        if chosen is not None:
+            self._planner.switches += chosen.levels != plan.levels
+        return chosen
 
     def lost(self, level: str, plan: Plan, now: float) -> None:
         """See Course."""
@@ -186,7 +185,10 @@ class AdaptiveCourse:
 
 
 class NarrowCourse(AdaptiveCourse):
-    """The best of the plans that ``fits``: the client fixed chain or mode, or its text is too long for a level."""
+    """The best of the plans that ``fits``: the client fixed chain or mode, or its text is too long for a level.
+
+    Where the planner has none, ``otherwise``.
+    """
 
     def __init__(
         self,
@@ -197,16 +199,16 @@ class NarrowCourse(AdaptiveCourse):
         prompt: int,
         room: int,
         fits: Callable[[Plan], bool],
-        otherwise: Plan,
+        otherwise: Callable[[], Plan],
     ) -> None:
         self._fits = fits
         self._otherwise = otherwise
         super().__init__(name, levels, planner, traffic, prompt, room)
 
     def _begin(self, now: float, ease: float) -> Plan:
-        adaptive = self._planner.adaptive
-        adaptive.begin(self._name, now, ease=ease, plan=self._otherwise, promise=self._promise)
-        plan = adaptive.best(self._name, now, self._fits) or self._otherwise
+        adaptive, otherwise = self._planner.adaptive, self._otherwise()
+        adaptive.begin(self._name, now, ease=ease, plan=otherwise, promise=self._promise)
+        plan = adaptive.best(self._name, now, self._fits) or otherwise
         adaptive.uses(self._name, plan, now)
         return plan
 
@@ -216,7 +218,7 @@ class NarrowCourse(AdaptiveCourse):
         if self._rounds % STAY:
             return None
         adaptive = self._planner.adaptive
-        chosen = self._planner.within(adaptive.best(self._name, now, self._fits) or self._otherwise)
+        chosen = adaptive.best(self._name, now, self._fits) or self._otherwise()
         if chosen == plan:
             return None
         self._planner.switches += chosen.levels != plan.levels

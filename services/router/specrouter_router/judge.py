@@ -94,31 +94,34 @@ class Judge:
         for name, budget in self.budgets.items():
             budget.grow(now, name in chain)
         idle = [name for name, budget in self.budgets.items() if name not in chain and self._idle(name, budget)]
-        if idle:  # the one with the most unspent time, so that all have their turn
-            self._judge(sequence, max(idle, key=lambda name: self.budgets[name].saved), commit)
+        idle.sort(key=lambda name: -self.budgets[name].saved)  # most unspent time first, so that all have their turn
+        for name in idle:
+            if self._judge(sequence, name, commit):
+                break
 
     def _idle(self, name: str, budget: Budget) -> bool:
         if budget.busy or budget.used > USED or budget.saved <= 0 or name in self.adaptive.absent:
             return False
         return not self._links[name].inflight
 
-    def _judge(self, sequence: Sequence, name: str, commit: Commit) -> None:
+    def _judge(self, sequence: Sequence, name: str, commit: Commit) -> bool:
+        """Ask one level, if that can be done now. Returns whether it was."""
         budget, text = self.budgets[name], sequence.text.tokens
         base, probes = max(len(text) - TOKENS, len(sequence.record.spec.prompt)), list[pb.Probe]()
         if budget.calls - budget.probed >= PROBE_EVERY:
             base, probes = sequence.probes
             if not probes:  # come again when the target has said what it thinks
                 sequence.probe = PROBE
-                return
+                return False
         tokens = text[base:][: len(probes) or TOKENS]
         info = self._links[name].info
         if not tokens or info is None or info.max_length < base + len(tokens) + 1:
-            return
+            return False
         seat = sequence.seat(name)
         unread = base - min(seat.held(seat.link), base)
         cost = self.adaptive.profiles[name].curve.seconds(unread + len(tokens))
         if cost > budget.saved:
-            return
+            return False
         budget.pay(cost)
         budget.calls += 1
         budget.busy = True
@@ -129,6 +132,7 @@ class Judge:
         draws = {commit.start + i: drawn for i, drawn in enumerate(commit.draws)}
         score = Score(self, sequence, name, base, tokens, draws, probes, cost)
         self._links[name].send(Flight(score, 0, False, seat))
+        return True
 
     def heard(self, score: Score, reply: pb.ExtendReply, total: float) -> None:
         """A level has judged."""

@@ -137,11 +137,14 @@ class AdaptivePlanner:
                 return plan.levels == tuple(name for name in levels if name not in self.adaptive.absent)
             return set(plan.levels) <= set(levels)
 
-        ready = wanted
-        for level in levels[:-1]:
-            if not self._links[level].ready:
-                ready = ready.without(level)
-        return NarrowCourse(name, levels, self, traffic, prompt, room, fits, ready)
+        def otherwise() -> Plan:
+            plan = wanted
+            for level in levels[:-1]:
+                if level in self.adaptive.absent:
+                    plan = plan.without(level)
+            return plan
+
+        return NarrowCourse(name, levels, self, traffic, prompt, room, fits, otherwise)
 
     def promise(self, traffic: str) -> Promise:
         """What the class was promised."""
@@ -166,21 +169,12 @@ class AdaptivePlanner:
         pace = self.paces.get(chain)
         if pace is None:
             pace = self.paces[chain] = Pace()
-        if commit.draws and (len(plan.levels) == 1 or any(commit.draws)):  # not the round that reads the prompt
+        follower = self.adaptive.running.get(name)
+        if follower is not None and follower.generated:  # not the round that reads the prompt
             pace.add(seconds, len(commit.tokens))
         if now - self._looked > LOOK_S:
             self.look(now)
         return self.adaptive.committed(name, commit, now)
-
-    def within(self, plan: Plan) -> Plan:
-        """The plan, with no window above the family's."""
-        limits = tuple(self._chain.windows[level] for level in plan.levels)
-        if plan.lookahead <= self._chain.lookahead and all(w <= m for w, m in zip(plan.windows, limits, strict=True)):
-            return plan
-        windows = tuple(min(pair) for pair in zip(plan.windows, limits, strict=True))
-        least = tuple(min(pair) for pair in zip(plan.least, windows, strict=True))
-        lookahead = min(plan.lookahead, self._chain.lookahead)
-        return Plan(plan.levels, windows, lookahead, plan.overlapped, least, plan.confidence)
 
     def steer(self, weights: Mapping[str, float], chain: ChainSpec) -> None:
         """Plan with these weights, and within these limits, from now on. The target is always used."""
@@ -218,7 +212,8 @@ def _limits(chain: ChainSpec) -> Limits:
     """What plans may be."""
     return Limits(
         modes=chain.modes,
-        max_window=max(chain.windows.values()),
+        windows=chain.windows,
+        lookahead=chain.lookahead,
         chains=frozenset(map(tuple, chain.chains)),
         waste=chain.waste,
     )
