@@ -32,6 +32,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	for conftest in tests/*/conftest.py; do $(BIN)/mypy $$conftest || exit 1; done
 	PATH=$(CURDIR)/$(BIN):$$PATH protos/generate.sh --check
 	$(BIN)/python -m specrouter_operator.crd --check
 	$(BIN)/python charts/document.py --check

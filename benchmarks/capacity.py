@@ -11,6 +11,7 @@ equal replicas that cost at least what the advice costs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import results
 from specrouter_core.capacity import Advice, Load, Offer, priced
@@ -71,7 +72,7 @@ def equal(offers: list[Offer], names: tuple[str, ...], load: Load, least: float)
 
 
 def main() -> None:
-    rows = []
+    rows: list[dict[str, Any]] = []
     for mix in MIXES:
         offers, load = mix.offers(), mix.load
         best = verified(offers, load, hop=HOP)[0]

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -33,7 +34,7 @@ from specrouter_local.launch import Launcher, Wanted, prepare
 Run = Callable[[str, int], tuple[list[int], float]]  # prompt, tokens -> (ids, seconds)
 
 
-def through_mesh(router: Router, model: str, chain: tuple[str, ...], accounts: dict[str, dict]) -> Run:
+def through_mesh(router: Router, model: str, chain: tuple[str, ...], accounts: dict[str, dict[str, Any]]) -> Run:
     """A contestant that asks the router for a chain, and keeps each prompt's account."""
 
     def run(prompt: str, tokens: int) -> tuple[list[int], float]:
@@ -46,7 +47,7 @@ def through_mesh(router: Router, model: str, chain: tuple[str, ...], accounts: d
     return run
 
 
-def in_process(model, tokenizer, **extra) -> Run:
+def in_process(model: Any, tokenizer: Any, **extra: Any) -> Run:
     """A contestant that is transformers' generate with the given extras."""
 
     def run(prompt: str, tokens: int) -> tuple[list[int], float]:
@@ -61,7 +62,7 @@ def in_process(model, tokenizer, **extra) -> Run:
     return run
 
 
-def assistant(directory: Path):
+def assistant(directory: Path) -> Any:
     """The int4 copy, as the mid level makes it, as a model for transformers' assisted generation."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     kind = quantize.best("int4", torch.device("cpu"))
@@ -69,7 +70,7 @@ def assistant(directory: Path):
     return model.to(torch.bfloat16)
 
 
-def accepted_by_level(accounts: dict[str, dict]) -> str:
+def accepted_by_level(accounts: dict[str, dict[str, Any]]) -> str:
     """Proposals that the levels above the lowest took, over all prompts."""
     taken: dict[str, list[int]] = {}
     for account in accounts.values():
@@ -80,7 +81,9 @@ def accepted_by_level(accounts: dict[str, dict]) -> str:
     return ", ".join(f"{name} {a}/{o}" for name, (a, o) in taken.items() if o)
 
 
-def measure(contestants: dict[str, Run], prompts: tuple[str, ...], tokens: int, repeats: int) -> tuple[dict, dict]:
+def measure(
+    contestants: dict[str, Run], prompts: tuple[str, ...], tokens: int, repeats: int
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[int]]]]:
     """Per contestant and prompt: the fastest ms per token, and the ids."""
     best: dict[str, dict[str, float]] = {name: {} for name in contestants}
     texts: dict[str, dict[str, list[int]]] = {name: {} for name in contestants}
@@ -106,11 +109,12 @@ def main() -> None:
     try:
         state = launcher.wait(console)
         router = Router(state.router)
-        directory = Path(family.levels[-1].model)
+        assert family.target.model is not None, "the demo family has weights"
+        directory = Path(family.target.model)
         tokenizer = AutoTokenizer.from_pretrained(directory)
         model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
         small = assistant(directory)
-        accounts: dict[str, dict[str, dict]] = {"alone": {}, "chain2": {}, "chain3": {}}
+        accounts: dict[str, dict[str, dict[str, Any]]] = {"alone": {}, "chain2": {}, "chain3": {}}
         levels = state.levels
         contestants: dict[str, Run] = {
             "alone": through_mesh(router, state.name, tuple(levels[-1:]), accounts["alone"]),
@@ -127,7 +131,7 @@ def main() -> None:
         launcher.end()
 
 
-def report(contestants: dict[str, Run], accounts: dict[str, dict], tokens: int, repeats: int) -> None:
+def report(contestants: dict[str, Run], accounts: dict[str, dict[str, Any]], tokens: int, repeats: int) -> None:
     """Measure both kinds of prompt, print the table, write the JSON."""
     rows, mean, identical = [], {}, True
     for kind, prompts in (("short", SHORT), ("long", LONG)):

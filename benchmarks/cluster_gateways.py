@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import grpc
 import httpx
 import openai
+from openai.types import Completion
 
 from cluster_mesh import GATEWAY_PORT, Cluster, Object, Release, until
 from specrouter.v1 import level_pb2, router_pb2
@@ -113,7 +114,7 @@ def rest(way: Way, request: Request) -> Streamed:
         max_retries=0,
         timeout=600,
     )
-    chain = {"extra_body": {"specrouter": {"chain": list(request.chain)}}} if request.chain else {}
+    ours = {"specrouter": {"chain": list(request.chain)}} if request.chain else None
     begin, texts, times, error = time.monotonic(), [], [], ""
     try:
         answer = client.completions.create(
@@ -123,9 +124,9 @@ def rest(way: Way, request: Request) -> Streamed:
             seed=request.seed,
             temperature=TEMPERATURE,
             stream=request.stream,
-            **chain,  # type: ignore[call-overload]
+            extra_body=ours,
         )
-        for chunk in answer if request.stream else [answer]:
+        for chunk in [answer] if isinstance(answer, Completion) else answer:
             times.append(time.monotonic())
             texts += [choice.text for choice in chunk.choices]
     except (openai.APIError, httpx.HTTPError) as problem:

@@ -50,7 +50,7 @@ def measure(release: Release, seconds: float) -> None:
     say("streaming")
     jobs = [(one, kind) for one in ways for kind in CLIENTS]
     with ThreadPoolExecutor(len(jobs)) as pool:
-        rows = list(pool.map(lambda job: stream(*job, tokens, text), jobs))
+        rows = list(pool.map(lambda job: stream(job[0], job[1], tokens, text), jobs))
     cut, changed = sum(bool(row["cut"]) for row in rows), sum(not row["identical"] for row in rows)
     summary = {"streams": len(rows), "cut": cut, "changed": changed}
     results.write("cluster_streams", rows, summary | {"shortest_s": min(row["seconds"] for row in rows)})

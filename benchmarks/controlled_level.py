@@ -13,12 +13,15 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 from specrouter_level import engines, scripts
 from specrouter_level.engine import Drawn, Engine, Span
 from specrouter_level.ngram import Index, NgramEngine
 from specrouter_level.stub import StubEngine
+
+P = ParamSpec("P")
+E = TypeVar("E", bound=Engine)
 
 
 class Control:
@@ -27,10 +30,10 @@ class Control:
     agreement = 1.0
     slowdown = 1.0
 
-    def over(self, make: Callable[..., Engine]) -> Callable[..., Engine]:
+    def over(self, make: Callable[P, E]) -> Callable[P, E]:
         """The same maker, whose engine is under this control."""
 
-        def made(*args: Any, **options: Any) -> Engine:
+        def made(*args: P.args, **options: P.kwargs) -> E:
             engine = make(*args, **options)
             step = engine.step
 
@@ -40,7 +43,7 @@ class Control:
                 time.sleep((self.slowdown - 1) * (time.perf_counter() - begin))
                 return drawn
 
-            engine.step = slowed  # the one method that takes a model's time
+            engine.step = slowed  # type: ignore[method-assign] # the one method that takes a model's time
             if isinstance(engine, NgramEngine):
                 engine._slots = [Spoiled(self) for _ in engine._slots]
             threading.Thread(target=self.obey, args=(engine,), daemon=True).start()

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 from rich.console import Console
@@ -62,7 +63,7 @@ async def draw(
 
         async def one(case: Case) -> None:
             async with gate:
-                body = {
+                body: dict[str, Any] = {
                     "model": "demo",
                     "messages": [{"role": "user", "content": case.prompt}],
                     "max_tokens": tokens,
@@ -105,12 +106,12 @@ def wait_ready(part: parts.Part) -> None:
         time.sleep(0.1)
 
 
-def compare(args: argparse.Namespace, launcher: Launcher, console: Console) -> tuple[list[dict], int, int]:
+def compare(args: argparse.Namespace, launcher: Launcher, console: Console) -> tuple[list[dict[str, Any]], int, int]:
     """All rows, the texts compared, and those that differ."""
     state = launcher.wait(console)
     redis_url = next(f"redis://{part.address}/0" for part in state.parts if part.kind == "redis")
     todo, target = cases(args.prompts), state.levels[-1:]
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     plans = list(itertools.product(("lockstep", "overlapped"), args.windows))
     with Progress(console=console) as progress:
         bar = progress.add_task("equality", total=2 + 2 * len(plans))
@@ -129,7 +130,9 @@ def compare(args: argparse.Namespace, launcher: Launcher, console: Console) -> t
     return rows, sum(r["texts"] for r in rows), sum(r["different"] for r in rows)
 
 
-def row(chain: Sequence[str], mode: str, window: int, together: int, want: dict, got: dict) -> dict:
+def row(
+    chain: Sequence[str], mode: str, window: int, together: int, want: dict[Case, list[int]], got: dict[Case, list[int]]
+) -> dict[str, Any]:
     different = sum(got[case] != want[case] for case in want)
     return {
         "chain": " > ".join(chain), "mode": mode, "window": window, "together": together,

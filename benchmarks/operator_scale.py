@@ -116,7 +116,7 @@ def report(namespace: str, family: str, name: str, begun: int, rounds: int, chan
     whose |= {"service.instance.id": f"{family}-{name}-0", "k8s.namespace.name": namespace}
     resource.resource.attributes.extend(text(key, value) for key, value in whose.items())
     scope = resource.scope_metrics.add()
-    times = {"start_time_unix_nano": begun, "time_unix_nano": time.time_ns()}
+    times: dict[str, Any] = {"start_time_unix_nano": begun, "time_unix_nano": time.time_ns()}
     for metric in HISTOGRAMS:
         calls = rounds * 100
         point = pb.HistogramDataPoint(

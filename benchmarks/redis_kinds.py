@@ -123,7 +123,8 @@ def _lines(client: redis.Redis, what: str) -> list[str]:
     text = client.connection_pool.get_connection()
     try:
         text.send_command("CLUSTER", what)
-        return text.read_response().decode().splitlines()
+        found: str = text.read_response().decode()
+        return found.splitlines()
     finally:
         client.connection_pool.release(text)
 

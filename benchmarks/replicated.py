@@ -95,7 +95,8 @@ class Replicated:
 
     def stop(self) -> None:
         """End all of them at once."""
-        for part in (*self.routers.values(), *self.levels.values()):
+        parts: list[Router | Level] = [*self.routers.values(), *self.levels.values()]
+        for part in parts:
             if part.child is not None:
                 part.child.kill()
         if self.redis.process is not None:

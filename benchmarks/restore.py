@@ -71,7 +71,7 @@ class Level:
                     time.sleep(len(data or b"") / rate)
                     return data
 
-                store.get = slowly
+                store.get = slowly  # type: ignore[method-assign]
 
     def _restored(self, held: Held) -> None:
         self.scheduler.restored(held)

@@ -54,7 +54,7 @@ def start_mesh(folder: Path, redis_url: str, policy: str) -> tuple[list[Process]
     processes = []
     for name, grpc_port, http_port in (("draft", ports[0], ports[1]), ("target", ports[2], ports[3])):
         lines.append(f'  - {{name: {name}, engine: stub, address: "127.0.0.1:{grpc_port}"}}')
-        argv = [BIN / "specrouter-level", "--name", name, "--engine", "stub", "--slots", "64"]
+        argv: list[str | Path] = [BIN / "specrouter-level", "--name", name, "--engine", "stub", "--slots", "64"]
         argv += ["--grpc-port", str(grpc_port), "--http-port", str(http_port), "--max-length", "100000"]
         processes.append(Process(argv, folder / f"{name}.log"))
     lines.append(f"chain: {{policy: {policy}, mode: lockstep, windows: {{draft: 4, target: 4}}}}")

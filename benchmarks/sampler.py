@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from specrouter_level import reproducible
@@ -23,7 +24,7 @@ import results
 from specrouter_core.sampling import Sampling
 from specrouter_level import torch_engine
 from specrouter_level.engine import Params, Span
-from specrouter_level.sampler import Request
+from specrouter_level.sampler import Request, Result
 from specrouter_local import models
 
 ROWS = 8
@@ -46,7 +47,12 @@ def main() -> None:
     text = [1 + (7919 * i) % 40_000 for i in range(CONTEXT + ROWS)]
     seen: list[torch.Tensor] = []
     draw = engine._sampler.draw
-    engine._sampler.draw = lambda logits, requests: (seen.append(logits.clone()), draw(logits, requests))[1]
+
+    def keeping(logits: torch.Tensor, requests: Sequence[Request]) -> list[Result]:
+        seen.append(logits.clone())
+        return draw(logits, requests)
+
+    engine._sampler.draw = keeping  # type: ignore[method-assign]
     params = Params(Sampling(temperature=0.0), CONTEXT)
     engine.step([Span(0, 0, text[:CONTEXT], 0, params)])
     steps = []
@@ -66,7 +72,7 @@ def main() -> None:
                 draw(logits, requests)
                 times[name].append(time.perf_counter() - begin)
     greedy = statistics.median(times["temperature 0"])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, values in times.items():
         seconds = statistics.median(values)
         share = seconds / (step - greedy + seconds)

@@ -29,6 +29,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -36,7 +37,7 @@ import yaml
 from rich.console import Console
 
 import results
-from specrouter_core.adaptive import Adaptive, Member
+from specrouter_core.adaptive import Adaptive
 from specrouter_core.adaptive_policy import AdaptivePolicy
 from specrouter_core.chain import Plan
 from specrouter_core.planner import Planner
@@ -44,6 +45,7 @@ from specrouter_core.prediction import Level
 from specrouter_core.profile import Curve, Profile
 from specrouter_core.replica import SimLevel
 from specrouter_core.simulator import Policy, Simulator
+from specrouter_core.tables import Member
 from specrouter_core.workload import Arrival, Summary, Workload
 from specrouter_family.family import Family
 from specrouter_local import weights
@@ -85,11 +87,11 @@ class Measured:
     router: float  # per reply
 
 
-async def requests(url: str, model: str, plan: Plan, together: int, tokens: int, seed: int) -> list[dict]:
+async def requests(url: str, model: str, plan: Plan, together: int, tokens: int, seed: int) -> list[dict[str, Any]]:
     """Every request's seconds and report."""
     async with httpx.AsyncClient(base_url=url, timeout=300, trust_env=False) as client:
 
-        async def one(number: int) -> dict:
+        async def one(number: int) -> dict[str, Any]:
             body = {
                 "model": model, "prompt": "a prompt to go on from", "max_tokens": tokens, "temperature": 0.8,
                 "seed": seed + number, "specrouter": {
@@ -163,12 +165,12 @@ def fixed_family(folder: Path) -> Path:
     return file
 
 
-def against_real(repeats: int, console: Console, folder: Path) -> tuple[list[dict], dict]:
+def against_real(repeats: int, console: Console, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One row per chain and load."""
     wanted = Wanted(family=fixed_family(folder), engine="stub", redis_url=None, port=0, grpc_port=0)
     family = prepare(console, wanted)
     launcher = Launcher(family.name, wanted, tied=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
     try:
         state = launcher.wait(console)
         router = psutil.Process(next(part.pid for part in state.parts if part.kind == "router"))
@@ -220,12 +222,12 @@ def grown(sequences: int, replicas: int, tokens: int, pinned: Plan | None) -> di
     }  # fmt: skip
 
 
-def growth() -> tuple[list[dict], dict]:
+def growth() -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One row per size and kind of plans."""
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     summary: dict[str, float] = {}
     for kind, pinned in (("pinned", Plan(("draft", "target"), (4, 4), 4, False)), ("adaptive", None)):
-        mine = [{"plans": kind, **grown(*size, pinned)} for size in GROWTH]
+        mine: list[dict[str, Any]] = [{"plans": kind, **grown(*size, pinned)} for size in GROWTH]
         costs = [row["router_us_per_round"] for row in mine]
         replies = [row["router_us_per_reply"] for row in mine]
         summary[f"growth_per_round_{kind}"] = round(costs[-1] / costs[0], 3)
@@ -235,10 +237,10 @@ def growth() -> tuple[list[dict], dict]:
     return rows, summary
 
 
-def table() -> tuple[list[dict], dict]:
+def table() -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Milliseconds for all candidates of 2 to 5 levels in both modes, alone and with 16 sequences together."""
     names = (("a", 0.001), ("b", 0.002), ("c", 0.004), ("d", 0.009), ("e", 0.03))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for count in (2, 3, 4, 5):
         for sharing in (1.0, 16.0):
             levels = [
@@ -257,10 +259,10 @@ def table() -> tuple[list[dict], dict]:
     return rows, {"table_ms_5_levels": max(row["median_ms"] for row in rows if row["levels"] == 5)}
 
 
-def crossed() -> tuple[list[dict], dict]:
+def crossed() -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """One row per hop: milliseconds per token of each chain's best plan, with lookahead and waits from a fine grid."""
     texts = [Arrival(0.0, 48, prompt=4, text=text) for text in range(12)]
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     for hop in (0.3, 1.0, 5.0):
         row: dict[str, float | str] = {"hop_ms": hop}
         for chain in (("draft", "target"), ("mid", "target"), ("draft", "mid", "target")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +95,7 @@ class Router:
         return f"127.0.0.1:{self.ports[1]}"
 
     def start(self, *, wait: bool = True) -> Router:
-        argv = [BIN / "specrouter-router", "--family", self.family, "--redis-url", self.redis_url]
+        argv: list[str | Path] = [BIN / "specrouter-router", "--family", self.family, "--redis-url", self.redis_url]
         argv += ["--http-port", str(self.ports[0]), "--grpc-port", str(self.ports[1])]
         self.child = Process(argv, self.log, env=self.env)
         if wait:
@@ -117,8 +117,8 @@ class Router:
         found: dict[str, Any] = response.json()
         return found
 
-    def events(self, prompt: str = "once upon", **body: Any) -> Iterator[dict[str, Any]]:
-        """One completion as a stream of its events."""
+    def events(self, prompt: str = "once upon", **body: Any) -> Generator[dict[str, Any]]:
+        """One completion as a stream of its events; to close it closes the connection."""
         ours = {"report": True, **body.pop("specrouter", {})}
         body = {"model": "test", "prompt": prompt, "stream": True, "specrouter": ours, **body}
         with httpx.stream("POST", f"{self.url}/v1/completions", json=body, timeout=60, trust_env=False) as response:
@@ -171,7 +171,8 @@ class Mesh:
 
     def stop(self) -> None:
         """End every process."""
-        for part in [*self.routers, *self.levels.values()]:
+        parts: list[Router | Level] = [*self.routers, *self.levels.values()]
+        for part in parts:
             if part.child is not None:
                 part.child.kill()
 

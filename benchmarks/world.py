@@ -108,7 +108,13 @@ class World:
         family = {"name": "bench", "tokenizer": self._tokenizer, "levels": levels, "chain": chain}
         path.write_text(json.dumps(family), encoding="utf-8")
         http_port, grpc_port = free_ports(2)
-        argv = [BIN / "specrouter-router", "--family", path, "--redis-url", f"redis://127.0.0.1:{self._valkey.port}"]
+        argv: list[str | Path] = [
+            BIN / "specrouter-router",
+            "--family",
+            path,
+            "--redis-url",
+            f"redis://127.0.0.1:{self._valkey.port}",
+        ]
         argv += ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
         process = Process(argv, self.folder / f"router-{number}.log")
         self._routers.append(process)

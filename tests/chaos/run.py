@@ -50,7 +50,7 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether its time is."""
-        return time.monotonic() - self._begin > self._options.minutes * 60
+        return bool(time.monotonic() - self._begin > self._options.minutes * 60)
 
     async def world(self, world: World, sequences: float) -> None:
         """Until so many sequences of this world were hit."""
@@ -110,7 +110,7 @@ def _line(one: Plan) -> str:
 async def episodes(options: argparse.Namespace, folder: Path) -> Run:
     """All that was asked for."""
     made = Run(options, folder)
-    shares = {options.world: 1.0} if options.world else {"stub": 1.0} if options.kind else SHARES
+    shares: dict[World, float] = {options.world: 1.0} if options.world else {"stub": 1.0} if options.kind else SHARES
     if options.episode is not None:
         shares = {options.world or "stub": 1.0}
     for world, share in shares.items():

@@ -33,12 +33,14 @@ async def proxy() -> AsyncIterator[Proxy]:
 class Client:
     """One connection through the proxy."""
 
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
     @classmethod
     async def to(cls, proxy: Proxy) -> Client:
-        self = cls()
         host, _, port = proxy.address.rpartition(":")
-        self.reader, self.writer = await asyncio.open_connection(host, int(port))
-        return self
+        return cls(*await asyncio.open_connection(host, int(port)))
 
     async def ask(self, data: bytes = b"hello") -> bytes:
         self.writer.write(data)

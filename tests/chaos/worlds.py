@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from faults import LEVELS, World
@@ -24,7 +24,7 @@ KEY_BYTES = 32
 
 def redis_set(world: World, folder: Path) -> RedisSet | None:
     """Its Redis, where that is more than one server. Blocking."""
-    kinds = {"sentinel": Sentinels, "cluster": Cluster}
+    kinds: dict[str, Callable[[Path], RedisSet]] = {"sentinel": Sentinels, "cluster": Cluster}
     return kinds[world](folder) if world in kinds else None
 
 

@@ -368,7 +368,7 @@ def test_the_monitors_find_services() -> None:
 
 def test_no_route_bounds_how_long_a_stream_lasts() -> None:
     """By the HTTPRoute's own field; a GRPCRoute has none, and Envoy Gateway takes a policy."""
-    settings = {"gateway__enabled": True, "gateway__parentRefs": [{"name": "any"}]}
+    settings: dict[str, Any] = {"gateway__enabled": True, "gateway__parentRefs": [{"name": "any"}]}
     objects = render(**settings)
     assert one(objects, "HTTPRoute")["spec"]["rules"][0]["timeouts"] == {"request": "0s"}
     assert not of_kind(objects, "BackendTrafficPolicy")

@@ -136,7 +136,7 @@ def test_wrong_values_are_refused_by_name(values: dict[str, Any], named: str, tm
 
 @pytest.mark.parametrize("file", [None, *CI], ids=lambda file: file.stem if file else "default")
 def test_lint_finds_nothing(file: Path | None) -> None:
-    ran = run_helm("lint", "--strict", CHART, *(["--values", file] if file else []))
+    ran = run_helm("lint", "--strict", CHART, *([f"--values={file}"] if file else []))
     assert ran.returncode == 0, ran.stdout
     ran = run_helm("lint", "--strict", ROOT / "charts/specrouter-crds")
     assert ran.returncode == 0, ran.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -47,10 +48,13 @@ def release(real_cluster: Cluster) -> Iterator[Release]:
 
 @pytest.fixture(scope="module")
 def ways(release: Release) -> dict[str, Way]:
+    def answers(one: Way, kind: str) -> bool:
+        return not CLIENTS[kind](one, Request(PROMPT, 1, SEED)).error
+
     found = {name: way(release, name) for name in classes(release.cluster)}
     for one in found.values():
-        until(lambda one=one: not CLIENTS["rest"](one, Request(PROMPT, 1, SEED)).error, 120)  # type: ignore[misc]
-        until(lambda one=one: not CLIENTS["grpc"](one, Request(PROMPT, 1, SEED)).error, 60)  # type: ignore[misc]
+        until(partial(answers, one, "rest"), 120)
+        until(partial(answers, one, "grpc"), 60)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -124,8 +125,11 @@ def test_kserve_fetches_what_is_not_on_a_volume(release: Release, clouds: dict[s
             argument for pod in pods for container in pod["spec"]["initContainers"] for argument in container["args"]
         ]
 
+    def as_said(level: str) -> bool:
+        return fetched(level) == [clouds[level], "/mnt/models"]
+
     for level in ("s3", "hub"):
-        until(lambda level=level: fetched(level) == [clouds[level], "/mnt/models"], 60)  # type: ignore[misc]
+        until(partial(as_said, level), 60)
 
 
 def test_an_image_with_weights_is_not_for_restricted_namespaces(release: Release, clouds: dict[str, str]) -> None:

@@ -59,7 +59,7 @@ def release(real_cluster: Cluster) -> Iterator[Release]:
         grpc_host="grpc.policies.test",
     )
     made.prepare()
-    made.install("--values", SCRIPTS / "policies-values.yaml")
+    made.install("--values", str(SCRIPTS / "policies-values.yaml"))
     other = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "net-outside"}}
     real_cluster.kubectl("apply", "-f", "-", given=json.dumps(other))
     for name in OUTSIDERS:

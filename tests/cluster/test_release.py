@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import grpc
 import openai
@@ -36,7 +38,7 @@ async def load(release: Release) -> Load:
 
 
 def test_it_answers_through_the_gateway_with_the_targets_own_text(release: Release) -> None:
-    def ask(**body: object) -> str:
+    def ask(**body: Any) -> str:
         return release.ask(PROMPT, TOKENS, seed=SEED, temperature=0.8, **body)
 
     until(ask, 240)
@@ -174,9 +176,12 @@ def test_levels_scale_by_the_family(release: Release) -> None:
             if level["name"] == "mid"
         }
 
+    def scaled(count: int) -> bool:
+        return replicas() == {count}
+
     for count in (2, 1):
         release.kubectl("scale", "deploy", "stub-mid-predictor", f"--replicas={count}")
-        until(lambda count=count: replicas() == {count}, 90)  # type: ignore[misc]
+        until(partial(scaled, count), 90)
 
 
 @pytest.mark.parametrize(

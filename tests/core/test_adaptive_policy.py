@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from specrouter_core.adaptive import Adaptive, Member
+from specrouter_core.adaptive import Adaptive
 from specrouter_core.adaptive_policy import AdaptivePolicy
 from specrouter_core.chain import Plan
 from specrouter_core.profile import Curve
 from specrouter_core.replica import SimLevel
 from specrouter_core.simulator import Policy, Simulator
+from specrouter_core.tables import Member
 from specrouter_core.workload import Arrival, Summary, Workload
 
 COSTS = {"draft": {1: 0.0025}, "mid": {1: 0.009}, "target": {1: 0.035}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -87,6 +88,6 @@ def test_the_advice_keeps_its_word_in_the_simulator_and_beats_equal_replicas() -
 @pytest.mark.parametrize(
     ("wrong", "field"), [({"rate": 0}, "rate"), ({"tokens": -1}, "tokens"), ({"bound": 1.2}, "bound")]
 )
-def test_what_is_wrong_is_named(wrong, field) -> None:
+def test_what_is_wrong_is_named(wrong: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}:"):
         replace(LOAD, **wrong)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from specrouter_core.adaptive import Adaptive, Member
+from specrouter_core.adaptive import Adaptive
 from specrouter_core.adaptive_policy import AdaptivePolicy
 from specrouter_core.chain import Plan
 from specrouter_core.event import Call, Commit, Reply
@@ -15,9 +15,9 @@ from specrouter_core.prediction import Level, Space
 from specrouter_core.profile import Curve, Profile
 from specrouter_core.replica import SimLevel
 from specrouter_core.simulator import Simulator
-from specrouter_core.tables import Limits
+from specrouter_core.tables import Limits, Member
 from specrouter_core.trust import Trust
-from specrouter_core.workload import Arrival
+from specrouter_core.workload import Arrival, Outcome
 
 COSTS = {"draft": {1: 0.0025}, "mid": {1: 0.009}, "target": {1: 0.035}}
 AGREEMENT = {"draft": 0.65, "mid": 0.82, "target": 1.0}
@@ -108,12 +108,12 @@ class Watching(AdaptivePolicy):
     drawn = useful = 0
     used = 0.0
 
-    def ended(self, sequence, outcome) -> None:
+    def ended(self, sequence: int, outcome: Outcome) -> None:
         super().ended(sequence, outcome)
         whole = sum(outcome.chains.values())
         self.used = sum(count for chain, count in outcome.chains.items() if len(chain) > 1) / whole
 
-    def next(self, sequence, machine, commit, now):
+    def next(self, sequence: int, machine: Machine, commit: Commit, now: float) -> Plan | None:
         if machine.rounds == 50:
             self._before = self._tally(machine)
         elif machine.rounds > 50:
@@ -121,7 +121,7 @@ class Watching(AdaptivePolicy):
         return super().next(sequence, machine, commit, now)
 
     @staticmethod
-    def _tally(machine) -> tuple[int, int]:
+    def _tally(machine: Machine) -> tuple[int, int]:
         lowest = [tally for name, tally in machine.tallies.items() if name != "target"]
         drawn = max(tally.drawn for tally in lowest) if lowest else 0
         return drawn, max(tally.committed for tally in lowest) if lowest else 0

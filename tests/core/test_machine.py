@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,10 +19,11 @@ from specrouter_core.prefix import Text
 
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
 STOP = 7
+Draw = Callable[[list[int]], int]  # a level: from a text to its next token
 DRY = 3  # a level that is dry has no guess at every third place
 
 
-def language(agreement: float, name: str):
+def language(agreement: float, name: str) -> Draw:
     """A level: a pure function from a text to its next token, equal to the target's with this probability."""
 
     def draw(text: list[int]) -> int:
@@ -33,7 +36,7 @@ def language(agreement: float, name: str):
     return draw
 
 
-def extend(draw, call: Call, committed: list[int], *, dry: bool) -> list[int]:
+def extend(draw: Draw, call: Call, committed: list[int], *, dry: bool) -> list[int]:
     """What a level answers; a dry one has no guess after some texts."""
     text = [*committed[: call.base], *call.ahead]
     out: list[int] = []
@@ -55,7 +58,7 @@ class World:
     """Levels behind a network that delays, loses, repeats and truncates."""
 
     machine: Machine
-    draws: dict
+    draws: dict[str, Draw]
     rng: random.Random
     dry_level: str | None = None
     faults: float = 0.0
@@ -65,6 +68,11 @@ class World:
     origins: list[str] = field(default_factory=list)
     steps: int = 0
     finish: Finish | None = None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended, once it has."""
+        return None if self.finish is None else self.finish.reason
 
     def take(self, actions: list[Action]) -> None:
         start = self.machine.prompt_length
@@ -152,7 +160,16 @@ def alone(prompt: list[int], limit: int) -> list[int]:
     return text[len(prompt) :]
 
 
-def world(n: int, windows, lookahead: int, overlapped: bool, agreement: float, seed: int, limit: int, **kw) -> World:
+def world(
+    n: int,
+    windows: list[int],
+    lookahead: int,
+    overlapped: bool,
+    agreement: float,
+    seed: int,
+    limit: int,
+    **kw: Any,
+) -> World:
     names = NAMES[:n]
     if not overlapped and n > 4:  # each level waits for a full window: calls multiply by the window per level
         windows = [min(window, 2) for window in windows]
@@ -175,10 +192,10 @@ chains = dict(
 
 @settings(max_examples=300, deadline=None)
 @given(**chains, dry=st.booleans())
-def test_any_order_yields_the_targets_text(dry: bool, **chain) -> None:
+def test_any_order_yields_the_targets_text(dry: bool, **chain: Any) -> None:
     w = world(**chain, dry_level="a" if dry else None)
     assert w.run() == alone([1, 2, 3], chain["limit"])
-    assert w.finish.reason in ("stop", "length")
+    assert w.reason in ("stop", "length")
     assert sum(t.committed for t in w.machine.tallies.values()) == len(w.got)
     for tally in w.machine.tallies.values():
         assert tally.accepted <= tally.offered
@@ -186,7 +203,7 @@ def test_any_order_yields_the_targets_text(dry: bool, **chain) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(**chains, faults=st.sampled_from([0.05, 0.3, 0.6]))
-def test_losses_shrink_the_chain_but_not_the_text(faults: float, **chain) -> None:
+def test_losses_shrink_the_chain_but_not_the_text(faults: float, **chain: Any) -> None:
     w = world(**chain, faults=faults)
     assert w.run() == alone([1, 2, 3], chain["limit"])
     for level in w.machine.lost:
@@ -195,7 +212,7 @@ def test_losses_shrink_the_chain_but_not_the_text(faults: float, **chain) -> Non
 
 @settings(max_examples=200, deadline=None)
 @given(**chains, switches=st.lists(st.integers(0, 255), min_size=1, max_size=6))
-def test_switching_the_chain_midway_keeps_the_text(switches: list[int], **chain) -> None:
+def test_switching_the_chain_midway_keeps_the_text(switches: list[int], **chain: Any) -> None:
     w = world(**chain)
     names, windows = NAMES[: chain["n"]], [min(window, 2) for window in chain["windows"]]
     w.take(w.machine.start())
@@ -216,7 +233,7 @@ def test_switching_the_chain_midway_keeps_the_text(switches: list[int], **chain)
 
 @settings(max_examples=50, deadline=None)
 @given(**chains, after=st.integers(0, 30))
-def test_cancel_ends_at_once_and_withdraws_everything(after: int, **chain) -> None:
+def test_cancel_ends_at_once_and_withdraws_everything(after: int, **chain: Any) -> None:
     w = world(**chain)
     w.take(w.machine.start())
     for _ in range(after):
@@ -224,14 +241,34 @@ def test_cancel_ends_at_once_and_withdraws_everything(after: int, **chain) -> No
             w.step()
     if w.finish is None:
         w.take(w.machine.receive(Cancel()))
-        assert w.finish.reason == "cancelled"
+        assert w.reason == "cancelled"
     assert not w.waiting
     assert w.got == alone([1, 2, 3], chain["limit"])[: len(w.got)]
+
+
+def only(actions: list[Action]) -> Call:
+    """The one action, which is a call."""
+    (call,) = actions
+    assert isinstance(call, Call)
+    return call
+
+
+def leading(actions: list[Action]) -> Commit:
+    """The first action, which is a commit."""
+    commit = actions[0]
+    assert isinstance(commit, Commit)
+    return commit
+
+
+def pair(actions: list[Action]) -> tuple[Commit, Call]:
+    """A commit, then a call."""
+    return leading(actions), only(actions[1:])
 
 
 def test_the_targets_loss_ends_the_sequence_with_its_name() -> None:
     machine = Machine(Plan(("a", "t"), (2, 2)), [1], limit=9)
     first, target = machine.start()
+    assert isinstance(first, Call) and isinstance(target, Call)
     assert (first.level, target.level) == ("a", "t")
     actions = machine.receive(Failed(target.call, fatal=True, why="connection reset"))
     assert Finish("error", "t: connection reset") in actions
@@ -239,7 +276,7 @@ def test_the_targets_loss_ends_the_sequence_with_its_name() -> None:
 
 def test_a_level_that_keeps_failing_leaves_and_the_rest_goes_on() -> None:
     machine = Machine(Plan(("a", "t"), (2, 2), overlapped=False), [1], limit=9)
-    (prompt,) = machine.start()
+    prompt = only(machine.start())
     actions = machine.receive(Reply(prompt.call, [5], True))
     for _ in range(3):
         (call,) = [a for a in actions if isinstance(a, Call)]
@@ -251,59 +288,59 @@ def test_a_level_that_keeps_failing_leaves_and_the_rest_goes_on() -> None:
 
 def test_origins_name_the_first_proposer() -> None:
     machine = Machine(Plan(("a", "b", "t"), (2, 2, 4), overlapped=False), [1], limit=20)
-    (call,) = machine.start()
+    call = only(machine.start())
     assert (call.level, call.proposals) == ("t", ())
-    commit, call = machine.receive(Reply(call.call, [9], True))
+    commit, call = pair(machine.receive(Reply(call.call, [9], True)))
     assert commit == Commit(1, (9,), ("t",), ({},))
-    (call,) = machine.receive(Reply(call.call, [10, 11], True))
+    call = only(machine.receive(Reply(call.call, [10, 11], True)))
     assert (call.level, call.proposals) == ("b", (10, 11))
-    (call,) = machine.receive(Reply(call.call, [10, 12], True))
+    call = only(machine.receive(Reply(call.call, [10, 12], True)))
     assert (call.level, call.ahead, call.more) == ("a", (10, 12), 1)
-    (call,) = machine.receive(Reply(call.call, [13, 14], True))
-    (call,) = machine.receive(Reply(call.call, [13, 14, 15], True))
+    call = only(machine.receive(Reply(call.call, [13, 14], True)))
+    call = only(machine.receive(Reply(call.call, [13, 14, 15], True)))
     assert (call.level, call.proposals) == ("t", (10, 12, 13, 14))
-    commit, *_ = machine.receive(Reply(call.call, [10, 12, 13, 99], True))
+    commit = leading(machine.receive(Reply(call.call, [10, 12, 13, 99], True)))
     draws = ({"a": 10, "b": 10}, {"a": 11, "b": 12}, {"a": 13, "b": 13}, {"a": 14, "b": 14})
     assert commit == Commit(2, (10, 12, 13, 99), ("a", "b", "a", "t"), draws)
 
 
 def test_where_the_lowest_has_no_guess_the_next_level_goes_on_by_itself() -> None:
     machine = Machine(Plan(("a", "b", "t"), (4, 4, 6), overlapped=False), [1], limit=40)
-    (call,) = machine.start()
-    _, call = machine.receive(Reply(call.call, [9], True))
+    call = only(machine.start())
+    _, call = pair(machine.receive(Reply(call.call, [9], True)))
     assert call.level == "a"
-    (call,) = machine.receive(Reply(call.call, [], True))
+    call = only(machine.receive(Reply(call.call, [], True)))
     assert (call.level, call.proposals, call.more) == ("b", (), 3)
-    (call,) = machine.receive(Reply(call.call, [1, 2, 3, 4], True))
+    call = only(machine.receive(Reply(call.call, [1, 2, 3, 4], True)))
     assert call.level == "a", "its text has grown: there may be a guess now"
-    (call,) = machine.receive(Reply(call.call, [], True))
+    call = only(machine.receive(Reply(call.call, [], True)))
     assert (call.level, call.more) == ("b", 1), "no more than the target takes"
-    (call,) = machine.receive(Reply(call.call, [5, 6], True))
+    call = only(machine.receive(Reply(call.call, [5, 6], True)))
     assert (call.level, call.proposals) == ("t", (1, 2, 3, 4, 5, 6))
 
 
 def test_no_guess_is_told_as_a_draw_of_nothing() -> None:
     machine = Machine(Plan(("a", "t"), (3, 3), 3, False, (1, 1), 0.5), [1], limit=40)
-    (call,) = machine.start()
-    _, call = machine.receive(Reply(call.call, [9], True))
-    (call,) = machine.receive(Reply(call.call, [5], True))
-    commit, call = machine.receive(Reply(call.call, [5, 6], True))
+    call = only(machine.start())
+    _, call = pair(machine.receive(Reply(call.call, [9], True)))
+    call = only(machine.receive(Reply(call.call, [5], True)))
+    commit, call = pair(machine.receive(Reply(call.call, [5, 6], True)))
     assert commit.draws == ({"a": 5}, {"a": NOTHING}), "it stopped after one draw, and could have made three"
-    (call,) = machine.receive(Reply(call.call, [], True))
-    commit, call = machine.receive(Reply(call.call, [7], True))
+    call = only(machine.receive(Reply(call.call, [], True)))
+    commit, call = pair(machine.receive(Reply(call.call, [7], True)))
     assert commit.draws == ({"a": NOTHING},)
-    (call,) = machine.receive(Reply(call.call, [5], True, unsure=True))
-    commit, *_ = machine.receive(Reply(call.call, [5, 6], True))
+    call = only(machine.receive(Reply(call.call, [5], True, unsure=True)))
+    commit = leading(machine.receive(Reply(call.call, [5, 6], True)))
     assert commit.draws == ({"a": 5}, {}), "it was told to stop there: what it would have drawn is not known"
 
 
 def test_the_target_alone_streams_a_windowful() -> None:
     machine = Machine(Plan(("t",), (4,)), [1], limit=20)
-    (call,) = machine.start()
+    call = only(machine.start())
     assert (call.proposals, call.more) == ((), 3)
     assert machine.receive(Reply(call.call, [5], False)) == [Commit(1, (5,), ("t",), ({},))]
     assert machine.receive(Reply(call.call, [5], False)) == []
-    commit, following = machine.receive(Reply(call.call, [5, 6, 8, 9], True))
+    commit, following = pair(machine.receive(Reply(call.call, [5, 6, 8, 9], True)))
     assert commit == Commit(2, (6, 8, 9), ("t",) * 3, ({},) * 3)
     assert following.base == 5
 
@@ -311,7 +348,7 @@ def test_the_target_alone_streams_a_windowful() -> None:
 def test_a_sequence_taken_over_goes_on_from_what_is_committed() -> None:
     plan = Plan(("t",), (4,))
     assert Machine(plan, [1], limit=4, generated=[2, 3, 4]).start() == [Finish("length")]
-    (call,) = Machine(plan, [1], limit=9, generated=[2, 3]).start()
+    call = only(Machine(plan, [1], limit=9, generated=[2, 3]).start())
     assert call.base == 3
 
 
@@ -327,6 +364,6 @@ def test_a_sequence_taken_over_goes_on_from_what_is_committed() -> None:
         (dict(levels=("a",), windows=(1,), lookahead=0), "lookahead"),
     ],
 )
-def test_a_bad_plan_names_the_field(kw: dict, field: str) -> None:
+def test_a_bad_plan_names_the_field(kw: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}:"):
         Plan(**kw)

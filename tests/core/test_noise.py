@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_bits_follow_the_definition(seed: int, position: int, token: int) -> Non
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda v: f"{v['seed']}-{v['position']}")
-def test_vectors(vector: dict) -> None:
+def test_vectors(vector: dict[str, Any]) -> None:
     seed, position, ids = int(vector["seed"]), vector["position"], np.asarray(vector["ids"])
     assert f"{noise.key(seed, position):016x}" == vector["key"]
     assert [f"{int(b):016x}" for b in noise.bits(seed, position, ids)] == vector["bits"]

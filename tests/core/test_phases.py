@@ -8,7 +8,8 @@ import pytest
 from contest import COSTS, Seen, contest
 
 from phases import PHASES
-from specrouter_core.adaptive import Adaptive, Member
+from specrouter_core.adaptive import Adaptive
+from specrouter_core.tables import Member
 
 
 def adaptive() -> Adaptive:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 
 from specrouter_core.chain import Plan
 from specrouter_core.planner import Choice, Planner, same_chain
-from specrouter_core.prediction import Level, candidates
+from specrouter_core.prediction import Level, Rates, candidates
 from specrouter_core.profile import Curve, Profile
-from specrouter_core.simulator import Arrival, Policy, SimLevel, Simulator
+from specrouter_core.replica import SimLevel
+from specrouter_core.simulator import Policy, Simulator
+from specrouter_core.workload import Arrival
 
 TIMES = {"draft": 0.0025, "mid": 0.009, "target": 0.035}
 
@@ -23,13 +26,13 @@ def level(
     return Level(name, profile, weight, sharing)
 
 
-def nested(draft: float, mid: float):
+def nested(draft: float, mid: float) -> Rates:
     """Rates where what is easy for a level is easy for every better one."""
     ease = {"draft": draft, "mid": mid, "target": 1.0}
     return lambda lower, upper: [min(ease[lower], ease[upper])] * 16
 
 
-def plan_of(levels: list[Level], rates, **kw) -> Plan:
+def plan_of(levels: list[Level], rates: Rates, **kw: Any) -> Plan:
     planner = Planner()
     return planner.choose(planner.table(levels, rates, **kw))
 
@@ -162,10 +165,10 @@ def test_what_was_learnt_at_other_loads_costs_a_table_nothing() -> None:
         planner.sharing = 2.0**power
         for choice in planner.table(LEVELS, nested(0.65, 0.82)):
             planner.observe(choice, choice.model * 1.1)
-    looks = []
+    looks: list[int] = []
 
-    class Watched(dict):  # type: ignore[type-arg]
-        def items(self):
+    class Watched(dict[Any, Any]):
+        def items(self) -> Any:
             looks.append(1)
             return super().items()
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from specrouter_core.adaptive import Adaptive, Member
+from specrouter_core.adaptive import Adaptive
 from specrouter_core.chain import Plan
 from specrouter_core.event import Commit
 from specrouter_core.promise import MAX_TIERS, Promise, Ranks, tiers
-from specrouter_core.tables import Limits
+from specrouter_core.tables import Limits, Member
 
 COSTS = {
     "draft": {1: 0.0025, 64: 0.0035, 256: 0.011},
@@ -17,7 +19,7 @@ COSTS = {
 }
 
 
-def adaptive(**kw) -> Adaptive:
+def adaptive(**kw: Any) -> Adaptive:
     made = Adaptive([Member(name, costs) for name, costs in COSTS.items()], explore=0.0, **kw)
     for i in range(600):
         made.agreement.observe("draft", "target", i % 4, i % 5 == 0)
@@ -35,9 +37,9 @@ def test_tiers_go_by_priority_then_by_who_is_behind() -> None:
     ranks = Ranks()
     for promise, behind in ((low, False), (high, False), (high, True), (low, False)):
         ranks.add(promise.rank(behind))
-    behind, kept, last = ranks.tiers()
-    assert [tier.sequences for tier in (behind, kept, last)] == [1, 1, 2]
-    assert behind.sharing == 1 and behind.beside == 3, "who gives way feeds a token each"
+    late, kept, last = ranks.tiers()
+    assert [tier.sequences for tier in (late, kept, last)] == [1, 1, 2]
+    assert late.sharing == 1 and late.beside == 3, "who gives way feeds a token each"
     assert last.sharing == 2 + 2 * 2 and last.beside == 0, "the time of those above is worth more"
     ranks.remove(high.rank(True))
     assert len(ranks.tiers()) == 2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from specrouter_core.adaptive import ANSWER, ENDLESS, Adaptive, Member
+from specrouter_core.adaptive import ANSWER, ENDLESS, Adaptive
 from specrouter_core.event import Commit
+from specrouter_core.tables import Member
 
 COSTS = {"mid": {1: 0.010, 512: 1.0}, "target": {1: 0.060, 16: 0.065, 512: 2.0}}  # seconds of a step by its tokens
 

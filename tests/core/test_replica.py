@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from specrouter_core.profile import Curve
 from specrouter_core.replica import Replica, SimLevel, Work
 
@@ -12,12 +14,20 @@ def draw(sequence: int, position: int, before: int) -> int:
     return 100 + position
 
 
-def replica(**kw) -> Replica:
+def replica(**kw: Any) -> Replica:
     return Replica(SimLevel("target", LINE, 1.0, **kw), 0, draw)
 
 
-def work(sequence: int, call: int, base: int, proposals=(), own: int = 1, ahead=(), at: float = 0.0) -> Work:
-    return Work(sequence, call, base, tuple(ahead), proposals, own, at, at)
+def work(
+    sequence: int,
+    call: int,
+    base: int,
+    proposals: tuple[int, ...] = (),
+    own: int = 1,
+    ahead: tuple[int, ...] = (),
+    at: float = 0.0,
+) -> Work:
+    return Work(sequence, call, base, ahead, proposals, own, at, at)
 
 
 def step(one: Replica, now: float = 0.0) -> tuple[int, list[Work]]:

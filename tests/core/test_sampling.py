@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from specrouter_core.sampling import Sampling, draw, penalise, survivors
 
 def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max())
-    return e / e.sum()
+    return np.asarray(e / e.sum())
 
 
 LOGITS = np.asarray([2.0, 1.0, 0.5, 0.0, -1.0, 1.9, -3.0, 0.4], dtype=np.float32)
@@ -23,7 +25,7 @@ LOGITS = np.asarray([2.0, 1.0, 0.5, 0.0, -1.0, 1.9, -3.0, 0.4], dtype=np.float32
     "kw",
     [dict(), dict(temperature=0.7), dict(top_k=3), dict(top_p=0.8), dict(min_p=0.3), dict(top_p=0.9, temperature=1.5)],
 )
-def test_draws_over_seeds_follow_the_softmax_of_the_survivors(kw: dict) -> None:
+def test_draws_over_seeds_follow_the_softmax_of_the_survivors(kw: dict[str, Any]) -> None:
     ids, scores = survivors(LOGITS, Sampling(**kw))
     want = softmax(scores) * 4000
     got = np.bincount([draw(LOGITS, [0], 1, Sampling(seed=s, **kw)) for s in range(4000)], minlength=len(LOGITS))
@@ -107,6 +109,6 @@ def test_coupled_draws_agree_between_the_bounds_of_total_variation() -> None:
         (dict(logit_bias={i: 1.0 for i in range(301)}), "logit_bias"),
     ],
 )
-def test_a_value_out_of_bounds_names_its_field(kw: dict, field: str) -> None:
+def test_a_value_out_of_bounds_names_its_field(kw: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}:"):
         Sampling(**kw)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from specrouter_core.adaptive import Adaptive, Member
+from specrouter_core.adaptive import Adaptive
 from specrouter_core.agreement import Deviation
 from specrouter_core.event import NOTHING, Commit
 from specrouter_core.planner import Choice
+from specrouter_core.tables import Member
 
 COSTS = {"lookup": {1: 0.00001}, "target": {1: 0.060, 2: 0.100, 16: 0.110}}  # seconds of a step by its tokens
 

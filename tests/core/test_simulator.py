@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from specrouter_core.chain import Plan
 from specrouter_core.event import Commit
 from specrouter_core.machine import Machine
 from specrouter_core.profile import Curve
-from specrouter_core.simulator import Arrival, Policy, SimLevel, Simulator
+from specrouter_core.replica import SimLevel
+from specrouter_core.simulator import Policy, Simulator
+from specrouter_core.workload import Arrival
 
 
-def flat(name: str, seconds: float, agreement: float, **kw) -> SimLevel:
+def flat(name: str, seconds: float, agreement: float, **kw: Any) -> SimLevel:
     return SimLevel(name, Curve.of({1: seconds}), agreement, **kw)
 
 

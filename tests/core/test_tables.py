@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from specrouter_core.adaptive import Adaptive, Member
+from specrouter_core.adaptive import Adaptive
 from specrouter_core.event import Commit
 from specrouter_core.promise import Promise
+from specrouter_core.tables import Member
 
 COSTS = {
     "draft": {1: 0.0025, 64: 0.0035, 256: 0.011},

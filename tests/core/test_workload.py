@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from specrouter_core.workload import Arrival, Kind, Outcome, Summary, Workload
@@ -28,7 +30,7 @@ def test_arrivals_come_at_the_rate_with_the_mix() -> None:
         ({"requests": 1, "kinds": (Kind(0),)}, "kinds"),
     ],
 )
-def test_what_is_wrong_is_named(wrong, field) -> None:
+def test_what_is_wrong_is_named(wrong: dict[str, Any], field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}:"):
         Workload(**wrong)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from specrouter_core.sampling import Sampling
 from specrouter_level import torch_engine
 from specrouter_level.engine import Params, Span
+from specrouter_level.sampler import Request, Result
 
 PROMPTS = (37, 64, 100)  # tokens: part of a chunk, a whole one, more than one
 MORE = 40  # tokens after the prompt; the last text passes the first block of 128 keys
@@ -30,14 +32,14 @@ class Watched:
         )
         self.logits: dict[tuple[int, int], torch.Tensor] = {}
 
-        def draw(logits, requests):
+        def draw(logits: torch.Tensor, requests: Sequence[Request]) -> list[Result]:
             for row, request in zip(logits, requests, strict=True):
                 if request.sampling.seed < 100:  # not wrong proposals'
                     self.logits[request.sampling.seed, request.position] = row.clone()
             return original(logits, requests)
 
         original = self.engine._sampler.draw
-        self.engine._sampler.draw = draw
+        self.engine._sampler.draw = draw  # type: ignore[method-assign]
 
     def kv(self, slot: int, length: int) -> list[torch.Tensor]:
         parts = (*self.engine._kv.keys.values(), *self.engine._kv.values.values())

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from prometheus_client import CollectorRegistry, generate_latest
@@ -23,6 +23,9 @@ from specrouter_level.scheduler import Scheduler
 from specrouter_level.server import LevelServer
 from specrouter_level.stub import StubEngine, curve
 from specrouter_level.worker import Worker
+
+if TYPE_CHECKING:
+    from specrouter.v1.level_pb2_grpc import LevelServiceAsyncStub
 
 PROMPT = list(b"once upon a time")
 SEED = 11
@@ -66,7 +69,7 @@ class Level:
         return float(next(line.split()[-1] for line in lines if line.startswith(f"specrouter_level_{name}{{")))
 
     @asynccontextmanager
-    async def connect(self, *options: tuple[str, int]) -> AsyncIterator[LevelServiceStub]:
+    async def connect(self, *options: tuple[str, int]) -> AsyncIterator[LevelServiceAsyncStub]:
         async with grpc.aio.insecure_channel(self.address, options=options) as channel:
             yield LevelServiceStub(channel)
 

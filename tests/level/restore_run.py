@@ -35,7 +35,8 @@ def level(directory: str, dtype: str, settings: Settings | None) -> SteppedLevel
 def kv(level: SteppedLevel, sequence: str, length: int) -> list[np.ndarray]:
     held = level.held(sequence)
     assert held.valid >= length
-    return level.engine.memory.read(held.slot, 0, length)
+    read: list[np.ndarray] = level.engine.memory.read(held.slot, 0, length)
+    return read
 
 
 async def main() -> None:

@@ -98,7 +98,7 @@ class Level(SteppedLevel):
         self, redis: Redis | str, policy: str = "all", engine: Remembering | None = None, **changes: Any
     ) -> None:
         at = where(redis if isinstance(redis, str) else url(redis))
-        usual = {"policy": policy, "url": at, "codec": "exact", "budget": 1 << 30, "key": KEY}
+        usual: dict[str, Any] = {"policy": policy, "url": at, "codec": "exact", "budget": 1 << 30, "key": KEY}
         super().__init__(engine or Remembering(), Settings(**(usual | changes)))
 
 

@@ -13,7 +13,7 @@ from specrouter_level.scheduler import Scheduler
 from specrouter_level.stream import Stream
 from specrouter_level.stub import StubEngine
 
-SAMPLING = {"seed": 7, "temperature": 0.8}
+SAMPLING: dict[str, Any] = {"seed": 7, "temperature": 0.8}
 STOP = ord("c")  # the reference text after PROMPT draws it only at its 70th place
 PROMPT = list(b"the quick brown fox")
 
@@ -44,7 +44,8 @@ class StrictEngine:
 
 def reference(engine: StrictEngine, prefix: Sequence[int], count: int, stops: Sequence[int] = (STOP,)) -> list[int]:
     """The level's text after ``prefix``, one draw at a time."""
-    text, drawn = list(prefix), []
+    text = list(prefix)
+    drawn: list[int] = []
     params = Params(sampling=Sampling(**SAMPLING), prompt_length=1)
     while len(drawn) < count and len(text) < engine.info.max_length:
         drawn += engine.stub.step([Span(slot=0, start=0, text=text, draws=1, params=params)])[0].tokens

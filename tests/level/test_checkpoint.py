@@ -7,6 +7,7 @@ import random
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,11 @@ async def test_the_least_used_make_room(redis: Redis) -> None:
     await level.close()
 
 
-async def test_blocks_of_a_text_that_was_taken_back_are_offered_anew(redis: Redis) -> None:
+async def test_blocks_of_a_text_that_was_taken_back_are_offered_anew(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     level = Level(redis)
-    level.checkpoints.wanted = lambda held: False
+    monkeypatch.setattr(level.checkpoints, "wanted", lambda held: None)
     await level.ask("a", PROMPT)
     await level.until("written", 3)
     await level.ask("a", PROMPT[:100] + [6] * 100)
@@ -179,6 +182,10 @@ async def test_a_full_queue_delays_and_never_waits(redis: Redis, monkeypatch: py
 
 async def test_random_texts_calls_and_releases_never_meet_a_wrong_memory(redis: Redis) -> None:
     """The engine compares what its slots hold with what the text makes, in every step of two levels."""
+
+    def restored_all(level: Level) -> bool:
+        return not any(held.restoring for held in level.scheduler.slots._held.values())
+
     rng = random.Random(8)
     levels = [Level(redis, budget=30 * 7000) for _ in range(2)]
     stems = [[rng.randrange(1, 90) for _ in range(400)] for _ in range(3)]
@@ -195,7 +202,7 @@ async def test_random_texts_calls_and_releases_never_meet_a_wrong_memory(redis: 
         if turn % 3 == 0:
             await asyncio.sleep(0.002)  # restores go on
     for level in levels:
-        await become(lambda level=level: not any(h.restoring for h in level.scheduler.slots._held.values()))
+        await become(partial(restored_all, level))
         level.run()
         assert level.scheduler.busy == 0
     restored = sum(level.checkpoints.counts["restored_tokens"] for level in levels)
@@ -216,7 +223,7 @@ def test_a_writer_that_is_killed_leaves_whole_blocks(seed: int, redis: Redis, tm
     finally:
         child.kill()
     _, checkpoints = writer_run.made(url(redis))
-    places = {}
+    places: dict[bytes, tuple[str, int]] = {}
     for number in range(250):
         names = checkpoints._namer.names(writer_run.text(seed, number), writer_run.BLOCKS * BLOCK)
         places |= {(PREFIX + name).encode(): (name, i * BLOCK) for i, name in enumerate(names)}

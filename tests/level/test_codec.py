@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -111,7 +113,7 @@ def test_the_bytes_are_a_safetensors_file() -> None:
         (lambda data: data[:-5] + bytes([data[-5] ^ 128]) + data[-4:], "checksum"),
     ],
 )
-def test_harmed_bytes_are_refused(change, why: str) -> None:
+def test_harmed_bytes_are_refused(change: Callable[[bytes], bytes], why: str) -> None:
     data = framing().write(block("float32"), "n", 0)
     with pytest.raises(BlobError, match=why):
         framing().read(change(data), "n", 0)
@@ -138,8 +140,14 @@ def test_another_blocks_bytes_are_refused() -> None:
         framing(key=b"", model="x" * 64).read(unsigned, "n", 0)
 
 
-def namer(exactness: str = "bitwise", **changes: object) -> Namer:
-    about = {"model_digest": "m", "codec": "exact", "layout": layout("float32"), "positions": POSITIONS, "key": KEY}
+def namer(exactness: str = "bitwise", **changes: Any) -> Namer:
+    about: dict[str, Any] = {
+        "model_digest": "m",
+        "codec": "exact",
+        "layout": layout("float32"),
+        "positions": POSITIONS,
+        "key": KEY,
+    }
     return Namer(**{**about, "exactness": exactness, **changes})
 
 
@@ -177,7 +185,7 @@ def test_with_exactness_shape_it_is_not() -> None:
         {"layout": Layout("bfloat16", PARTS, "test")},
     ],
 )
-def test_names_differ_with_everything_that_bytes_depend_on(change: dict[str, object]) -> None:
+def test_names_differ_with_everything_that_bytes_depend_on(change: dict[str, Any]) -> None:
     assert not set(namer().names(TEXT, 329)) & set(namer(**change).names(TEXT, 329))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from live_level import PROMPT, Router, alone, serving, stub
 from small_models import save
@@ -21,7 +23,7 @@ def torch_level(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     )
 
 
-async def drawn(engine: Engine, prefix: list[int], **fields: object) -> pb.ExtendReply:
+async def drawn(engine: Engine, prefix: list[int], **fields: Any) -> pb.ExtendReply:
     async with serving(engine) as level, level.connect() as service:
         reply = await Router(service).ask("a", prefix, **fields)
         assert reply.outcome == pb.OUTCOME_DONE

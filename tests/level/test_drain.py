@@ -73,7 +73,7 @@ async def test_it_does_not_wait_longer_than_its_grace_time() -> None:
         assert level.drain.left == 1
 
 
-def _holding(level: Level, channel: grpc.Channel) -> grpc.Call:
+def _holding(level: Level, channel: grpc.Channel) -> grpc._CallIterator[pb.ExtendResponse]:
     """A stream that stays open, with a sequence that has been answered."""
     call = pb.ExtendCall(
         call=1, sequence="a", suffix=TEXT, params=pb.SequenceParams(prompt_length=len(TEXT)), deadline_ms=5000

@@ -12,7 +12,7 @@ from prometheus_client import generate_latest
 
 from processes import become
 from specrouter.v1 import level_pb2 as pb
-from specrouter_level.engine import Drawn, Span
+from specrouter_level.engine import Drawn, Memory, Span
 from specrouter_level.stub import VOCAB_DIGEST
 
 
@@ -115,7 +115,9 @@ async def test_garbage_leaves_the_server_serving(caplog: pytest.LogCaptureFixtur
             await writer.drain()
             writer.close()
         async with grpc.aio.insecure_channel(level.address) as channel:
-            call = channel.stream_stream("/specrouter.v1.LevelService/Extend")()
+            raw: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
+            raw = channel.stream_stream("/specrouter.v1.LevelService/Extend")
+            call = raw()
             await call.write(b"\xff\xff\xff\xff")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await asyncio.wait_for(call.read(), SECONDS)
@@ -132,6 +134,7 @@ async def test_streams_broken_off_anyhow_log_nothing(
     async with serving(stub(step_ms="1:2")) as level, level.connect() as service:
         router = Router(service)
         async with grpc.aio.insecure_channel(level.address) as channel:
+            extend: grpc.aio.StreamStreamMultiCallable[bytes, bytes]
             extend = channel.stream_stream("/specrouter.v1.LevelService/Extend")
             for number in range(60):
                 stream = extend()
@@ -191,6 +194,7 @@ class FailingEngine:
     """Fails in its second step."""
 
     inline = False
+    memory: Memory | None = None
 
     def __init__(self) -> None:
         self.stub = stub()

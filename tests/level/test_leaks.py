@@ -132,7 +132,7 @@ async def checkpointed(redis: Redis, slots: int) -> AsyncIterator[tuple[Level, C
     level = Level(engine)
     settings = Settings("all", where(url(redis)), "exact", 50 * 14_000)
     checkpoints = Checkpoints(settings, engine, engine)
-    checkpoints.prices.stepped = lambda rows, seconds: None  # a stub's step costs nothing
+    checkpoints.prices.stepped = lambda rows, seconds: None  # type: ignore[method-assign] # a stub's step costs nothing
     level.scheduler.checkpoints = checkpoints
     level.address = f"127.0.0.1:{await level.server.start('127.0.0.1:0')}"
 

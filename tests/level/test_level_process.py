@@ -66,7 +66,7 @@ class Level:
 
     def ask(self, **fields: Any) -> pb.ExtendReply:
         """The last reply to one call."""
-        usual = {"sequence": "a", "suffix": TEXT, "params": PARAMS, "deadline_ms": 5000}
+        usual: dict[str, Any] = {"sequence": "a", "suffix": TEXT, "params": PARAMS, "deadline_ms": 5000}
         call = pb.ExtendCall(call=1, **(usual | fields))
         with grpc.insecure_channel(f"127.0.0.1:{self.grpc}") as channel:
             requests = iter([pb.ExtendRequest(calls=[call])])

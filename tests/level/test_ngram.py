@@ -28,7 +28,8 @@ def rule(text: Sequence[int]) -> int | None:
 
 
 def going_on(text: Sequence[int], count: int, stops: frozenset[int] = frozenset()) -> list[int]:
-    text, drawn = list(text), []
+    text = list(text)
+    drawn: list[int] = []
     while len(drawn) < count and (token := rule(text)) is not None:
         drawn.append(token)
         text.append(token)

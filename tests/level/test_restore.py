@@ -27,7 +27,7 @@ EXACT, RUN = (str(Path(__file__).with_name(name)) for name in ("exact.py", "rest
 
 
 @pytest.mark.parametrize("why", ["size", "mac", "checksum", "gone"])
-async def test_a_block_in_doubt_is_computed_instead(redis: Redis, why: str) -> None:
+async def test_a_block_in_doubt_is_computed_instead(redis: Redis, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Level(redis), Level(redis)
     await first.ask("a", PROMPT)
     await first.until("written", 3)
@@ -36,8 +36,9 @@ async def test_a_block_in_doubt_is_computed_instead(redis: Redis, why: str) -> N
     good = redis.get(key)
     assert good is not None
     if why == "gone":
-        ask = second.checkpoints._stores[0].held
-        second.checkpoints._stores[0].held = lambda names: (ask(names), redis.delete(key))[0]
+        store = second.checkpoints._stores[0]
+        ask = store.held
+        monkeypatch.setattr(store, "held", lambda names: (ask(names), redis.delete(key))[0])
     else:
         bad = {"size": good[:-9], "mac": b"\1" + good[1:], "checksum": good[:-1] + bytes([good[-1] ^ 1])}[why]
         redis.set(key, bad)
@@ -49,19 +50,20 @@ async def test_a_block_in_doubt_is_computed_instead(redis: Redis, why: str) -> N
     await second.close()
 
 
-async def test_a_restore_that_takes_too_long_is_given_up(redis: Redis) -> None:
+async def test_a_restore_that_takes_too_long_is_given_up(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Level(redis), Level(redis, engine=Remembering(seconds=0.001))
     await first.ask("a", PROMPT)
     await first.until("written", 3)
-    get, go = second.checkpoints._stores[0].get, threading.Event()
-    second.checkpoints._stores[0].get = lambda name: (go.wait(SECONDS), get(name))[1]
+    store, go = second.checkpoints._stores[0], threading.Event()
+    get = store.get
+    monkeypatch.setattr(store, "get", lambda name: (go.wait(SECONDS), get(name))[1])
     assert await second.ask("b", PROMPT) == await first.ask("c", PROMPT)
     assert second.checkpoints.ignored == {"late": 1} and second.scheduler.counts.fed == len(PROMPT)
     second.checkpoints._paused = 1e12
     other = [8, *PROMPT[1:]]
     await second.ask("b", other)  # another text in the same slot
     fetched = asyncio.Event()
-    second.checkpoints._ended = lambda _: fetched.set()
+    monkeypatch.setattr(second.checkpoints, "_ended", lambda _: fetched.set())
     go.set()
     await asyncio.wait_for(fetched.wait(), SECONDS)
     assert await second.ask("b", [*other, 3], prompt=len(PROMPT))  # the engine checks its memory
@@ -108,12 +110,15 @@ async def test_without_redis_all_goes_on(how: str) -> None:
         await second.close()
 
 
-async def test_released_withdrawn_and_newer_calls_during_a_restore(redis: Redis) -> None:
+async def test_released_withdrawn_and_newer_calls_during_a_restore(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = Level(redis), Level(redis)
     await first.ask("a", PROMPT)
     await first.until("written", 3)
-    get, go = second.checkpoints._stores[0].get, threading.Event()
-    second.checkpoints._stores[0].get = lambda name: (go.wait(SECONDS), get(name))[1]
+    store, go = second.checkpoints._stores[0], threading.Event()
+    get = store.get
+    monkeypatch.setattr(store, "get", lambda name: (go.wait(SECONDS), get(name))[1])
     second.call("gone", PROMPT)
     second.call("newer", PROMPT)
     second.call("newer", PROMPT[:100] + [4] * 50)

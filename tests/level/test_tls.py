@@ -6,6 +6,7 @@ import asyncio
 import signal
 import ssl
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -141,10 +142,14 @@ def got(level: Level, ca: Path, client: Party | None = None) -> int:
 def test_the_http_port_with_and_without_clients_certificates(authority: Authority, tmp_path: Path) -> None:
     server, client = authority.issue(NAME, ip="127.0.0.1"), authority.issue("prometheus")
     ca, other = authority.own.cert, Authority(tmp_path, "stranger").issue("prometheus")
+
+    def up(level: Level) -> bool:
+        return got(level, ca, client) == 200
+
     for mode, lets_in in (("server", {None, client.cert, other.cert}), ("mutual", {client.cert})):
         level = Level(tmp_path / mode, *options(server, ca), "--http-tls", mode)
         try:
-            assert until(lambda level=level: got(level, ca, client) == 200, START_SECONDS), level.log.read_text()
+            assert until(partial(up, level), START_SECONDS), level.log.read_text()
             for party in (None, client, other):
                 name = party.cert if party else None
                 assert (got(level, ca, party) == 200) == (name in lets_in), (mode, name)

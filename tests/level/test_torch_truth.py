@@ -24,10 +24,11 @@ GREEDY = Sampling(temperature=0.0)
 def generated(directory: Path, prompt: list[int], count: int) -> list[int]:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     ids = torch.tensor([prompt])
-    out = model.generate(
+    out: torch.Tensor = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None
     )
-    return out[0, len(prompt) :].tolist()
+    tokens: list[int] = out[0, len(prompt) :].tolist()
+    return tokens
 
 
 def drafted(engine: TorchEngine, prompt: list[int], count: int, chunk: int, slot: int = 0) -> list[int]:
@@ -80,7 +81,7 @@ def test_batches_and_verification_give_the_same_tokens(llama: tuple[Path, TorchE
         assert drawn.tokens == texts[i][len(prompts[i]) :]
         assert all(0 < confidence <= 1 for confidence in drawn.confidence)
         for probe, confidence, token in zip(drawn.probes, drawn.confidence, drawn.tokens, strict=True):
-            assert probe[0] == (token, pytest.approx(confidence, rel=1e-5))
+            assert probe[0][0] == token and probe[0][1] == pytest.approx(confidence, rel=1e-5)
             assert len(probe) == 3
 
 
@@ -100,7 +101,8 @@ def test_a_rollback_leaves_no_trace(llama: tuple[Path, TorchEngine]) -> None:
 def softmax(directory: Path, text: list[int]) -> np.ndarray:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
     with torch.inference_mode():
-        return model(torch.tensor([text])).logits[0, -1].double().softmax(-1).numpy()
+        logits: torch.Tensor = model(torch.tensor([text])).logits[0, -1]
+        return logits.double().softmax(-1).numpy()
 
 
 def fits(counts: Counter[int], probability: Callable[[int], float], outcomes: int, draws: int) -> float:
@@ -143,7 +145,7 @@ def test_two_tokens_have_the_joint_distribution(llama: tuple[Path, TorchEngine])
 
     def tempered(text: list[int]) -> np.ndarray:
         power = softmax(directory, text) ** (1 / temperature)
-        return power / power.sum()
+        return np.asarray(power / power.sum())
 
     one = tempered(prompt)
     two = np.stack([tempered([*prompt, i]) if one[i] > 1e-3 else np.full(VOCAB, 1 / VOCAB) for i in range(VOCAB)])

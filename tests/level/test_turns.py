@@ -68,7 +68,8 @@ def test_lower_priority_is_not_starved_by_a_flood_of_higher() -> None:
     prompt = router.ask("prompt", PROMPT * 40, priority=0)
     tokens = {f"high{i}": [i, 9] for i in range(20)}
     numbers = {name: router.ask(name, text, more=2, priority=100) for name, text in tokens.items()}
-    answered, done = 0, {}
+    answered = 0
+    done: dict[int, int] = {}
     for step in range(len(PROMPT) * 40 + 300):
         scheduler.finish(engine.step(scheduler.form()), 0.001)
         router.read()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from small_models import VOCAB, save
 from transformers import LlamaConfig
 
 from specrouter_level import torch_engine, trial, vocab, weights
+from specrouter_level.kv import KV
 from specrouter_level.weights import RefusedModelError
 
 
@@ -106,8 +108,9 @@ def test_damaged_json_is_refused(directory: Path) -> None:
 
 @pytest.mark.parametrize(("option", "value"), [("dtype", "float8"), ("quantization", "int2"), ("exactness", "perfect")])
 def test_unknown_options_are_named(directory: Path, option: str, value: str) -> None:
+    options: dict[str, Any] = {option: value}
     with pytest.raises(ValueError, match=f"{option}: must be one of"):
-        torch_engine.load(directory, **{option: value})
+        torch_engine.load(directory, **options)
 
 
 def test_an_attention_that_is_not_ours_is_noticed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +119,7 @@ def test_an_attention_that_is_not_ours_is_noticed(directory: Path, monkeypatch: 
     ids = trial.prompt(model, 128)
     want = trial.plain(model, ids)
     with torch.inference_mode(), pytest.raises(RefusedModelError, match="does not run over"):
-        trial.compare(model, torch_engine.KV(2, 128), ids, want)
+        trial.compare(model, KV(2, 128), ids, want)
     monkeypatch.setattr("specrouter_level.attention._mask", lambda *_: None)
     with pytest.raises(RefusedModelError, match="logits differ"):
         torch_engine.load(directory, max_length=128)

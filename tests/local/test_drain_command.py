@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from threading import Thread
+from typing import Any
 
 import httpx
 import pytest
@@ -26,7 +27,7 @@ def up(cache: None) -> Iterator[Up]:
         assert mesh.nothing_is_left()
 
 
-def tokens(url: str, **request: object) -> tuple[int, str, str]:
+def tokens(url: str, **request: Any) -> tuple[int, str, str]:
     """How many a stream brought, its sequence, and why it broke off."""
     count, name, code = 0, "", ""
     method, path = ("POST", "/v1/completions") if "json" in request else ("GET", "")

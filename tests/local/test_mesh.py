@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
@@ -50,9 +51,17 @@ class Stand:
         self.parts: list[Part] = []
         self.state = new_state(run, "http://127.0.0.1:1", "127.0.0.1:1", ["draft", "target"])
 
-    def part(self, name: str, kind: str = "level", *, after: float = 0.0, then: str = "stay", **kwargs: object) -> None:
+    def part(
+        self,
+        name: str,
+        kind: Literal["redis", "level", "router"] = "level",
+        *,
+        after: float = 0.0,
+        then: str = "stay",
+        **kwargs: Any,
+    ) -> None:
         ready = self.run.directory / name
-        settings: dict[str, object] = {"patience": 10.0, "stage": 0, "restarts": 0} | kwargs
+        settings: dict[str, Any] = {"patience": 10.0, "stage": 0, "restarts": 0} | kwargs
         argv = (sys.executable, "-c", SCRIPT, str(ready), str(after), then)
 
         def probe() -> str | None:

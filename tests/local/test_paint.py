@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -22,7 +23,9 @@ LEVELS = ["draft", "mid", "target"]
 SETTINGS = Settings("m", 50, 0.7, 5, ("mid", "target"))
 
 
-def chunk(pieces: list[tuple[str, str]], tokens: list[int], finish: str | None = None, **more: object) -> dict:
+def chunk(
+    pieces: list[tuple[str, str]], tokens: list[int], finish: str | None = None, **more: object
+) -> dict[str, Any]:
     delta = {"content": "".join(text for text, _ in pieces)} if pieces else {}
     ours = {
         "tokens": tokens,
@@ -32,7 +35,7 @@ def chunk(pieces: list[tuple[str, str]], tokens: list[int], finish: str | None =
     return {"choices": [{"delta": delta, "finish_reason": finish}], "specrouter": ours} | more
 
 
-def account_of(*levels: str) -> dict:
+def account_of(*levels: str) -> dict[str, Any]:
     rows = [{"level": level, "offered": 10, "accepted": 8, "committed": 1} for level in levels]
     return {"rounds": 4, "levels": rows, "lost": ["draft"]}
 
@@ -42,8 +45,19 @@ LAST["specrouter"] |= {"report": account_of("mid", "target"), "seed": 5}
 STREAM = [chunk([("Hel", "draft"), ("lo", "mid")], [1, 2]), chunk([(" world", "target")], [3]), LAST]
 
 
+class Server(ThreadingHTTPServer):
+    """Answers what ``replies`` say, one a request; keeps the bodies."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Canned)
+        self.bodies: list[Any] = []
+        self.replies: list[tuple[int, Any]] = []
+
+
 class Canned(BaseHTTPRequestHandler):
-    """Answers what the server's ``replies`` say, one a request; keeps the bodies."""
+    """One request to it."""
+
+    server: Server
 
     def log_message(self, *_: object) -> None:
         pass
@@ -61,9 +75,8 @@ class Canned(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[ThreadingHTTPServer]:
-    made = ThreadingHTTPServer(("127.0.0.1", 0), Canned)
-    made.bodies, made.replies = [], []
+def server() -> Iterator[Server]:
+    made = Server()
     threading.Thread(target=made.serve_forever, daemon=True).start()
     yield made
     made.shutdown()
@@ -71,13 +84,13 @@ def server() -> Iterator[ThreadingHTTPServer]:
 
 
 @pytest.fixture
-def router(server: ThreadingHTTPServer) -> Iterator[Router]:
+def router(server: Server) -> Iterator[Router]:
     made = Router(f"http://127.0.0.1:{server.server_address[1]}")
     yield made
     made.close()
 
 
-def test_the_stream_becomes_pieces_and_an_answer(server: ThreadingHTTPServer, router: Router) -> None:
+def test_the_stream_becomes_pieces_and_an_answer(server: Server, router: Router) -> None:
     server.replies = [(200, [*STREAM, "[DONE]"])]
     answer = Answer()
     pieces = list(router.chat(SETTINGS, [{"role": "user", "content": "hi"}], answer))
@@ -99,7 +112,7 @@ def test_the_stream_becomes_pieces_and_an_answer(server: ThreadingHTTPServer, ro
         ((200, [STREAM[0]]), "ended before the answer did"),
     ],
 )
-def test_what_goes_wrong_is_said(server: ThreadingHTTPServer, router: Router, reply: tuple, message: str) -> None:
+def test_what_goes_wrong_is_said(server: Server, router: Router, reply: tuple[int, Any], message: str) -> None:
     server.replies = [reply]
     with pytest.raises(UserError, match=message):
         list(router.chat(SETTINGS, [], Answer()))
@@ -158,7 +171,7 @@ def test_the_account_counts_tokens_by_level() -> None:
 
 
 def test_the_chat_keeps_what_was_said_until_reset(
-    server: ThreadingHTTPServer, router: Router, monkeypatch: pytest.MonkeyPatch
+    server: Server, router: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.replies = [(200, [*STREAM, "[DONE]"]), (500, {"error": {"message": "oh"}})] + [
         (200, [*STREAM, "[DONE]"])

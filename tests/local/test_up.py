@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,8 +83,9 @@ def up(cache: Path) -> Iterator[Up]:
     assert not Run("stub").read()
 
 
-def answer(*arguments: str) -> dict:
-    return json.loads(call("generate", "tell me", "--json", "--max-tokens", "60", *arguments))
+def answer(*arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(call("generate", "tell me", "--json", "--max-tokens", "60", *arguments))
+    return found
 
 
 def test_up_shows_each_part_and_where_the_mesh_is(up: Up) -> None:

@@ -26,12 +26,18 @@ def request(*metrics: pb.Metric, who: Mapping[str, str] = MID, instance: str = "
 
 
 def counter(
-    name: str, value: float, at: float, *, start: float = 0.0, kind: int = CUMULATIVE, **labels: str
+    name: str,
+    value: float,
+    at: float,
+    *,
+    start: float = 0.0,
+    kind: pb.AggregationTemporality.ValueType = CUMULATIVE,
+    **labels: str,
 ) -> pb.Metric:
     point = pb.NumberDataPoint(
         as_double=value, time_unix_nano=int(at * 1e9), start_time_unix_nano=int(start * 1e9), attributes=pairs(labels)
     )
-    return pb.Metric(name=name, sum=pb.Sum(data_points=[point], aggregation_temporality=kind, is_monotonic=True))  # type: ignore[arg-type]
+    return pb.Metric(name=name, sum=pb.Sum(data_points=[point], aggregation_temporality=kind, is_monotonic=True))
 
 
 def gauge(name: str, value: float, at: float, **labels: str) -> pb.Metric:
@@ -45,7 +51,7 @@ def histogram(
     bounds: Sequence[float],
     at: float,
     start: float = 0.0,
-    kind: int = CUMULATIVE,
+    kind: pb.AggregationTemporality.ValueType = CUMULATIVE,
     *,
     total: float | None = None,
     **labels: str,
@@ -59,7 +65,7 @@ def histogram(
         start_time_unix_nano=int(start * 1e9),
         attributes=pairs(labels),
     )
-    return pb.Metric(name=name, histogram=pb.Histogram(data_points=[point], aggregation_temporality=kind))  # type: ignore[arg-type]
+    return pb.Metric(name=name, histogram=pb.Histogram(data_points=[point], aggregation_temporality=kind))
 
 
 def exponential(

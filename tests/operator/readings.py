@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 from specrouter_operator.control import Control, Decision
 from specrouter_operator.rules import LevelState, Mesh, Rules
@@ -18,11 +19,11 @@ AGREEMENT = {"draft": 0.65, "mid": 0.82, "target": 1.0}
 
 
 def level_signal(
-    name: str = "mid", *, slow: float = 1.0, jitter: float = 1.0, rate: float = 2.0, **fields: object
+    name: str = "mid", *, slow: float = 1.0, jitter: float = 1.0, rate: float = 2.0, **fields: Any
 ) -> LevelSignal:
     """A level at work. ``slow``: its steps take so many times as long; ``jitter``: and what is measured differs so."""
     step = COSTS[name][1] * slow * jitter
-    usual: dict[str, object] = {
+    usual: dict[str, Any] = {
         "age": 0.5,
         "replicas": {f"{name}-0": 3.0},
         "steps": 50.0,
@@ -36,7 +37,7 @@ def level_signal(
         "proposals": 6.0,
         "costs": COSTS[name],
     }
-    return LevelSignal(**(usual | fields))  # type: ignore[arg-type]
+    return LevelSignal(**(usual | fields))
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import yaml
@@ -53,6 +54,9 @@ class Change:
     spec: Object
     look: Look
     shows: Any
+
+    def shown(self, place: Place) -> bool:
+        return bool(self.look(place) == self.shows)
 
 
 def pod(name: str) -> Callable[[Place], Object]:
@@ -348,7 +352,7 @@ def test_every_field_shows(place: Place) -> None:
         for change in changes:
             place.edit(resource, name, change.spec)
             try:
-                until(change.field, lambda c=change: c.look(place) == c.shows, 15)  # type: ignore[misc]
+                until(change.field, partial(change.shown, place), 15)
             except AssertionError:
                 wrong.append(f"{change.field}: {change.look(place)!r} in place of {change.shows!r}")
         # back to what it was: everything follows

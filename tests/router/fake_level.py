@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
+from unimplemented import Unimplemented
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import level_pb2_grpc
@@ -29,7 +30,7 @@ def draw(text: list[int]) -> int:
     return 97 + Text(text).hashes[-1] % 26
 
 
-class FakeLevel(level_pb2_grpc.LevelServiceServicer):
+class FakeLevel(Unimplemented):
     """Answers by the language, unless ``odd`` has something else to say."""
 
     def __init__(self) -> None:
@@ -57,7 +58,7 @@ class FakeLevel(level_pb2_grpc.LevelServiceServicer):
         assert call.base > 0 or call.HasField("params")
         text.truncate(call.base)
         text.extend(call.suffix)
-        tokens = []
+        tokens: list[int] = []
         for proposal in [*call.proposals, *[-1] * (call.more + 1)]:
             tokens.append(draw([*text.tokens, *tokens]))
             if proposal not in (-1, tokens[-1]):

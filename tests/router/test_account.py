@@ -6,11 +6,12 @@ from typing import Any, cast
 
 import pytest
 
+from processes import until
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.prefix import Text
 from specrouter_router.link import Link
 from specrouter_router.seat import Seat
-from stub_mesh import Mesh, Router, until
+from stub_mesh import Mesh, Router
 
 BUSY = "specrouter_level_busy_seconds_total"
 RUNNING = ("specrouter_level_calls_running", "specrouter_level_rows_running")

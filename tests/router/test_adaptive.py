@@ -11,10 +11,11 @@ import grpc
 import httpx
 import pytest
 
+from processes import until
 from specrouter.v1 import level_pb2, router_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
 from specrouter_router.judge import SAVED_S, SHARE
-from stub_mesh import Level, Mesh, Router, meshed, until
+from stub_mesh import Level, Mesh, Router, meshed
 
 GOOD = {"draft": 0.7, "mid": 0.9}
 
@@ -45,7 +46,8 @@ def well(world: Mesh) -> None:
 
 def status(router: Router) -> dict[str, Any]:
     found: dict[str, Any] = httpx.get(f"{router.url}/v1/status", timeout=5, trust_env=False).json()
-    return found["adaptive"]
+    adaptive: dict[str, Any] = found["adaptive"]
+    return adaptive
 
 
 def used(router: Router, seed: int = 1) -> set[str]:
@@ -82,7 +84,7 @@ def test_it_settles_on_a_chain_that_pays_and_tells_why(adaptive: Router) -> None
     assert seen["profiles"]["target"]["step_ms"]["1"] > 10, "its steps take 16 ms, whatever else the machine does"
     rates = {(pair["lower"], pair["upper"]): pair for pair in seen["agreement"]}
     assert rates and all(0 < pair["rate"] <= 1 and pair["seen"] > 0 for pair in rates.values())
-    assert until(lambda: used(adaptive) and status(adaptive)["prediction_error_median"] is not None)
+    assert until(lambda: bool(used(adaptive)) and status(adaptive)["prediction_error_median"] is not None)
     assert status(adaptive)["rounds"] > 0
 
 
@@ -120,7 +122,7 @@ def test_a_level_that_stops_paying_leaves_and_comes_back(world: Mesh, adaptive: 
     else:
         mid.become(agreement=0.02)
     assert comes_true(adaptive, lambda levels: "mid" not in levels)
-    assert until(lambda: used(adaptive) and status(adaptive)["profiles"]["mid"]["judged"] > 0)
+    assert until(lambda: bool(used(adaptive)) and status(adaptive)["profiles"]["mid"]["judged"] > 0)
     mid.become(agreement=GOOD["mid"])
     assert comes_true(adaptive, lambda levels: "mid" in levels)
     profile = status(adaptive)["profiles"]["mid"]
@@ -218,4 +220,4 @@ def test_pins_by_grpc(adaptive: Router) -> None:
             with pytest.raises(grpc.RpcError) as caught:
                 ask(**wrong)
             assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-            assert caught.value.details().startswith(f"{field}: ")
+            assert (caught.value.details() or "").startswith(f"{field}: ")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from random import Random
 from threading import Barrier
 from typing import Any
@@ -16,12 +17,13 @@ import psutil
 import pytest
 from sse import Stream
 
+from processes import until
 from specrouter.v1 import level_pb2, router_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
-from stub_mesh import Mesh, Router, until
+from stub_mesh import Level, Mesh, Router
 
 FREED_S = 1.0  # after a client has left
-LONG = {"max_tokens": 400, "temperature": 0.8, "seed": 11}
+LONG: dict[str, Any] = {"max_tokens": 400, "temperature": 0.8, "seed": 11}
 
 
 class GoneError(Exception):
@@ -107,9 +109,8 @@ def test_who_leaves_frees_everything_and_may_come_back_anywhere(fragile: Mesh, o
     taken = other.metric("specrouter_taken_over_total")
     stream = left(one, **LONG)
     assert until(lambda: one.metric("specrouter_sequences") == 0, 1.0)
-    for level in fragile.levels.values():
-        assert until(lambda level=level: level.gauge("specrouter_level_calls_running") == 0)
-        assert until(lambda level=level: level.gauge("specrouter_level_sequences_held") == 0)
+    assert until(lambda: all(level.gauge("specrouter_level_calls_running") == 0 for level in fragile.levels.values()))
+    assert until(lambda: all(level.gauge("specrouter_level_sequences_held") == 0 for level in fragile.levels.values()))
     kept = fragile.valkey.client().hgetall(f"specrouter:{{{stream.sequence}}}:state")
     assert (kept[b"owner"], kept[b"finish"], kept[b"epoch"]) == (b"", b"0", b"1")
     with pytest.raises(GoneError):
@@ -144,6 +145,9 @@ def test_many_who_leave_at_any_moment_leave_nothing(fragile: Mesh, one: Router) 
             request = router_pb2.GenerateRequest(model="test", text="x", max_tokens=1500)
             list(RouterServiceStub(channel).Generate(request, timeout=chance.random() / 2))
 
+    def idle(level: Level, what: str) -> bool:
+        return level.gauge(f"specrouter_level_{what}") == 0
+
     with ThreadPoolExecutor(6) as pool:
         for kind in (whole, streamed, in_grpc):
             list(pool.map(kind, range(8)))
@@ -152,7 +156,7 @@ def test_many_who_leave_at_any_moment_leave_nothing(fragile: Mesh, one: Router) 
     for level in fragile.levels.values():
         for what in ("calls_running", "rows_running", "sequences_held", "positions_held"):
             rest = max(limit - time.monotonic(), 0.01)
-            assert until(lambda at=(level, what): at[0].gauge(f"specrouter_level_{at[1]}") == 0, rest), what
+            assert until(partial(idle, level, what), rest), what
     assert until(lambda: not connected(one.ports), max(limit - time.monotonic(), 0.01))
     states = [client.hmget(key, "owner", "finish") for key in set(client.keys("specrouter:{*:state")) - before]
     assert states and all(state in ([b"", b"0"], [b"", b"2"]) for state in states), states  # free, or at its end

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from stub_mesh import Level, Mesh, Router, meshed, until
+from processes import until
+from stub_mesh import Level, Mesh, Router, meshed
 
 PAIRS = {"chains": [["draft", "target"], ["mid", "target"]]}
 
@@ -24,7 +25,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 
 def status(router: Router) -> dict[str, Any]:
     found: dict[str, Any] = httpx.get(f"{router.url}/v1/status", timeout=5, trust_env=False).json()
-    return found["adaptive"]
+    adaptive: dict[str, Any] = found["adaptive"]
+    return adaptive
 
 
 def test_a_level_that_cannot_be_judged_keeps_no_other_from_it(world: Mesh) -> None:

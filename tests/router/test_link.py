@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -75,6 +76,10 @@ def ending(outcome: pb.Outcome.ValueType, **fields: Any) -> Answer:
     return lambda call: pb.ExtendReply(call=call.call, outcome=outcome, **fields)
 
 
+def released(level: FakeLevel) -> bool:
+    return any(message.released for message in level.messages)
+
+
 async def test_only_what_a_level_lacks_is_sent(stand: Stand) -> None:
     tokens, _ = await stand.run()
     assert tokens == wanted()
@@ -84,7 +89,7 @@ async def test_only_what_a_level_lacks_is_sent(stand: Stand) -> None:
         assert call.base == before.base + len(before.suffix) and not call.HasField("params")
         assert call.call > before.call
     for level in (stand.target, stand.draft):
-        await become(lambda level=level: any(message.released for message in level.messages))
+        await become(partial(released, level))
 
 
 async def test_calls_carry_the_priority_of_their_class(stand: Stand) -> None:

@@ -10,12 +10,12 @@ from opentelemetry.sdk.metrics.export import Histogram, Sum
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
+from processes import until
 from specrouter_core.spread import SECONDS
 from specrouter_router.measure import Measure
 from specrouter_router.metrics import OTEL_NAMES, Metrics
 from specrouter_telemetry.collected import MOST, Spreads
 from specrouter_telemetry.push import Push, converted, wanted
-from stub_mesh import until
 
 
 def test_both_ways_tell_the_same() -> None:

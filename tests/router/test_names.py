@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from fake_level import FakeLevel, a_router, run, serve, wanted
 
-from processes import become
+from processes import become, free_ports
 from specrouter.v1 import level_pb2 as pb
 from specrouter_router import endpoints, hedges
 from specrouter_router import fleet as fleets
 from specrouter_router.router import Router
-from stub_mesh import free_ports
 
 
 class Named:

@@ -17,7 +17,10 @@ MESSAGES: list[Any] = [{"role": "system", "content": "be brief"}, {"role": "user
 @pytest.fixture
 def client(router: Router) -> openai.OpenAI:
     return openai.OpenAI(
-        base_url=f"{router.url}/v1", api_key="none", max_retries=0, http_client=httpx.Client(trust_env=False)
+        base_url=f"{router.url}/v1",
+        api_key="none",
+        max_retries=0,
+        http_client=openai.DefaultHttpxClient(trust_env=False),
     )
 
 
@@ -186,7 +189,7 @@ def test_bad_chats(router: Router, body: dict[str, Any], field: str) -> None:
 
 
 def test_harmless_fields_are_taken(router: Router) -> None:
-    body = {
+    body: dict[str, Any] = {
         "user": "me",
         "metadata": {"a": "b"},
         "store": False,

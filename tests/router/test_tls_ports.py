@@ -12,9 +12,10 @@ import openai
 import pytest
 
 from authority import Authority, Party
+from processes import until
 from specrouter.v1 import router_pb2 as pb
 from specrouter.v1.router_pb2_grpc import RouterServiceStub
-from stub_mesh import Mesh, Router, until
+from stub_mesh import Mesh, Router
 
 SECONDS = 10.0
 STRANGERS = (httpx.TransportError, ssl.SSLError)
@@ -62,7 +63,7 @@ def test_only_clients_with_a_certificate_are_served(mesh: Mesh, authority: Autho
     other = Authority(tmp_path, "stranger").issue("client")
     ca = authority.own.cert
     router = started(mesh, server, ca, trusting(ca, client))
-    with httpx.Client(verify=trusting(ca, client), trust_env=False) as http:
+    with openai.DefaultHttpxClient(verify=trusting(ca, client), trust_env=False) as http:
         api = openai.OpenAI(base_url=secure(router, "/v1"), api_key="none", http_client=http, max_retries=0)
         by_rest = api.completions.create(model="test", prompt="once upon", max_tokens=12, temperature=0)
         parts = api.completions.create(model="test", prompt="once upon", max_tokens=12, temperature=0, stream=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 from tokenizers import Tokenizer, models
+from unimplemented import Unimplemented
 
 from specrouter.v1 import level_pb2 as pb
 from specrouter.v1 import level_pb2_grpc
@@ -21,7 +22,7 @@ from specrouter_router.tokenizer import TokenizerError
 Parts = list[tuple[str, bytes]]
 
 
-class Target(level_pb2_grpc.LevelServiceServicer):
+class Target(Unimplemented):
     """Sends these parts, or refuses with this status."""
 
     def __init__(self, parts: Parts, refusal: grpc.StatusCode | None = None) -> None:

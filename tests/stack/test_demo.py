@@ -39,13 +39,16 @@ def test_chains_of_two_and_three_levels_equal_the_target_alone(mesh: Launcher) -
 
 
 def test_the_middle_level_saves_the_target_most_of_its_calls(mesh: Launcher) -> None:
-    router = Router(mesh.run.read().router)
+    state = mesh.run.read()
+    assert state is not None
+    router = Router(state.router)
     try:
         answer = Answer()
         settings = Settings("demo", 40, 0.0, 1, chain=("draft", "mid", "target"))
         list(router.chat(settings, [{"role": "user", "content": "Count from one to ten."}], answer))
     finally:
         router.close()
+    assert answer.report is not None
     levels = {level["level"]: level for level in answer.report["levels"]}
     assert len(answer.tokens) == answer.usage["completion_tokens"] > 10
     assert levels["target"]["calls"] < len(answer.tokens) * 2 / 3

@@ -19,7 +19,7 @@ _time, _time_ns = time.time, time.time_ns
 
 
 def _seconds() -> float:
-    return struct.unpack("d", _shift[:8])[0]
+    return float(struct.unpack("d", _shift[:8])[0])
 
 
 time.time = lambda: _time() + _seconds()

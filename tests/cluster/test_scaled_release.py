@@ -48,7 +48,7 @@ async def load(release: Release) -> Load:
     return made
 
 
-def edit(release: Release, kind: str, change: dict[str, Any], how: str = "merge") -> None:
+def edit(release: Release, kind: str, change: dict[str, Any] | list[dict[str, Any]], how: str = "merge") -> None:
     """As kubectl edit would."""
     release.kubectl("patch", kind, "scaled", f"--type={how}", "-p", json.dumps(change))
 
@@ -74,7 +74,7 @@ async def test_an_upgrade_without_a_gpu_to_spare_loses_no_text(release: Release,
     assert before["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
 
     def upgrade() -> None:
-        edit(release, "mf", [{"op": "add", "path": f"/spec/levels/{level}/slots", "value": 24}], "json")  # type: ignore[arg-type]
+        edit(release, "mf", [{"op": "add", "path": f"/spec/levels/{level}/slots", "value": 24}], "json")
         until(lambda: release.get("deploy", name)["metadata"]["generation"] > before["metadata"]["generation"], 30)
         until(release.settled, 180)
 
