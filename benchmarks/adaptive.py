@@ -12,7 +12,8 @@ out. Another that learns nothing makes the same texts once with each static plan
 - worst_phase_vs_best_static: adaptive over the best static plan *of that phase*, the worst phase. The whole phase
   counts, also what is lost until the change is noticed; worst_settled_...: the second half of each phase.
 - worst_vs_alone: adaptive over the target alone, the worst phase.
-- vs_best_single_static: time of the best static plan over all phases, over the adaptive one's (equal tokens in each).
+- vs_best_single_static: time of the best static plan over all phases, over the adaptive one's (equal tokens in each),
+  as each sequence sees it; ..._on_the_clock: the same of the whole run, where sequences that run together share time.
 - prediction_error_median: of the predicted time per token, each over 50 rounds of a chain (the router's own count).
 - three_vs_two_*, overlap_vs_lockstep_*: the best pinned plans of a small grid at 0.3, 1 and 5 ms a hop (``--hops``);
   three_vs_draft_target_*: over the best of draft + target alone, as *two* may be mid + target.
@@ -35,7 +36,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ from world import stub as stub_level
 TOKENS = 32
 DEMO_TOKENS = 48
 DEMO_TEXTS = 2  # easy, and as many hard
+DEMO_LOAD = 32
 TEXTS = 3  # of one sequence at a time
 HOP_TEXTS = 4
 NATURAL_HOP_MS = 0.3  # of loopback, one way, about
@@ -65,16 +67,17 @@ REPEATS = 1
 class Sheet:
     """All that was measured, by row and phase; as NAME.json has it, and goes back to it after each phase."""
 
-    def __init__(self, name: str, plans: Sequence[str], phases: Sequence[str]) -> None:
+    def __init__(self, name: str, plans: Sequence[str], phases: Collection[Phase]) -> None:
         self.name = name
         self._plans = plans
-        self._phases = phases
+        self._phases = [phase.name for phase in phases]
+        self._together = {phase.name: phase.together for phase in phases}
         self._path = results.FOLDER / f"{name}.json"
         old = (
             json.loads(self._path.read_text(encoding="utf-8")) if self._path.is_file() else {"rows": [], "summary": {}}
         )
         self.rows: dict[str, dict[str, float]] = {
-            row["plan"]: {phase: row[phase] for phase in phases if phase in row} for row in old["rows"]
+            row["plan"]: {phase: row[phase] for phase in self._phases if phase in row} for row in old["rows"]
         }
         self.crossed: dict[str, float] = {
             key: x for key, x in old["summary"].items() if key.startswith(("three_", "overlap_"))
@@ -98,6 +101,14 @@ class Sheet:
         else:
             results.write(self.name, self._table(), self.crossed)
 
+    def _ahead(self, together: Mapping[str, int]) -> float:
+        """How far the best static plan of all phases is behind; sequences that run together share their time."""
+
+        def spent(row: str) -> float:
+            return sum(self.rows[row][name] / count for name, count in together.items())
+
+        return min(map(spent, self._plans)) / spent("adaptive")
+
     def _table(self) -> list[dict[str, Any]]:
         return [{"plan": plan, **{p: row[p] for p in self._phases if p in row}} for plan, row in self.rows.items()]
 
@@ -109,8 +120,8 @@ class Sheet:
             "worst_phase_vs_best_static": max(ours[n] / least for n, least in zip(names, best, strict=True)),
             "worst_settled_vs_best_static": max(settled[n] / least for n, least in zip(names, best, strict=True)),
             "worst_vs_alone": max(ours[n] / rows["alone"][n] for n in names),
-            "vs_best_single_static": min(sum(rows[plan][n] for n in names) for plan in self._plans)
-            / sum(ours[n] for n in names),
+            "vs_best_single_static": self._ahead({name: 1 for name in names}),
+            "vs_best_single_static_on_the_clock": self._ahead({name: self._together[name] for name in names}),
             "static_noise": max(rows["static noise"][n] for n in names),
             "prediction_error_median": statistics.median(errors) if errors else 1.0,
             "switches_per_1000_rounds": 1000
@@ -266,7 +277,7 @@ def stub_world() -> Iterator[World]:
 
 def stub(args: argparse.Namespace, console: Console) -> None:
     """Phases and hops on stub levels."""
-    sheet = Sheet("adaptive", list(grid()), [phase.name for phase in PHASES])
+    sheet = Sheet("adaptive", list(grid()), PHASES)
     with stub_world() as world:
         if args.parts:
             stub_phases(args, world, sheet)
@@ -306,10 +317,11 @@ def demo_world() -> Iterator[World]:
     if not models.present():
         raise SystemExit("the demo's weights are missing: specrouter models pull demo")
     directory = str(models.directory())
-    torch = ["--engine", "torch", "--model", directory, "--threads", "1"]
+    slots = ["--slots", str(2 * DEMO_LOAD)]  # for the sequences of two routers
+    torch = ["--engine", "torch", "--model", directory, "--threads", "1", "--max-length", "512", *slots]
     fields = {"engine": "torch", "model": directory}
     levels = {
-        "draft": Made(["--engine", "ngram"], {"engine": "ngram"}),
+        "draft": Made(["--engine", "ngram", *slots], {"engine": "ngram"}),
         "mid": Made([*torch, "--quantization", "int4"], fields),
         "target": Made([*torch, "--dtype", "float32"], fields),
     }
@@ -321,25 +333,34 @@ def demo_world() -> Iterator[World]:
             world.close()
 
 
+def demo_phases() -> dict[Phase, Requests]:
+    """What is asked in each phase: easy texts, hard ones, or both."""
+    easy, hard = demo_requests(LONG[:DEMO_TEXTS], 0), demo_requests(SHORT[:DEMO_TEXTS], 10)
+    prompts = [(LONG, SHORT)[i % 2][i // 2 % 3] for i in range(DEMO_LOAD)]
+    many = demo_requests([f"{prompt}\n\n({i})" for i, prompt in enumerate(prompts)], 100)
+    return {
+        Phase("easy text", 1.0): easy,
+        Phase("hard text", 1.0): hard,
+        Phase("mid 5x slower", 1.0, slowdown=5): {**easy, **hard},
+        Phase("draft at 0.2", 0.2): easy,
+        Phase("load 4", 1.0, together=4): {**easy, **hard},
+        Phase("load 32", 1.0, together=DEMO_LOAD): many,
+        Phase("load 1 again", 1.0): easy,
+    }
+
+
 def demo(args: argparse.Namespace) -> None:
     """The phases on the demo family."""
-    easy, hard = demo_requests(LONG[:DEMO_TEXTS], 0), demo_requests(SHORT[:DEMO_TEXTS], 10)
-    both = {**easy, **hard}
-    phases = (
-        (Phase("easy text"), easy),
-        (Phase("hard text"), hard),
-        (Phase("mid 5x slower", slowdown=5), both),
-        (Phase("load 2", together=2), both),
-        (Phase("load 4", together=4), both),
-        (Phase("easy text again"), easy),
-    )
-    sheet = Sheet("adaptive-demo", list(demo_grid()), [phase.name for phase, _ in phases])
+    phases = demo_phases()
+    sheet = Sheet("adaptive-demo", list(demo_grid()), phases)
     with demo_world() as world:
         contest = Contest(world, sheet, demo_grid(), args)
-        for phase, requests in phases:
-            if not args.phases or phase.name in args.phases:
-                world.become("mid", 1.0, phase.slowdown)
-                contest.run(phase, requests)
+        for phase, requests in phases.items():
+            if args.phases and phase.name not in args.phases:
+                continue
+            world.become("draft", phase.draft)
+            world.become("mid", 1.0, phase.slowdown)
+            contest.run(phase, requests)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import grpc
@@ -232,6 +233,35 @@ async def test_describe() -> None:
     assert (described.dtype, described.device, described.exactness) == ("none", "none", "bitwise")
     assert list(described.stop_ids) == [0]
     assert [(cost.rows, cost.microseconds) for cost in described.costs] == [(1, 2500), (8, 3000)]
+
+
+async def test_describe_says_how_long_the_running_step_has_taken() -> None:
+    engine, begun, gate = stub(step_ms="1:1"), asyncio.Event(), threading.Event()
+    step, loop = engine.step, asyncio.get_running_loop()
+
+    def held(spans: Sequence[Span]) -> list[Drawn]:
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait(SECONDS)
+        return step(spans)
+
+    engine.step = held  # type: ignore[method-assign]
+    async with serving(engine) as level, level.connect() as service:
+
+        async def taken() -> int:
+            return (await service.Describe(pb.DescribeRequest(), timeout=SECONDS)).step_ms
+
+        assert await taken() == 0
+        router = Router(service)
+        await router.send(router.call("a", PROMPT))
+        await asyncio.wait_for(begun.wait(), SECONDS)
+        first = await taken()
+        assert first > 0
+        async with asyncio.timeout(SECONDS):
+            while await taken() < first + 2:
+                pass
+        gate.set()
+        await router.ends(1)
+        assert await taken() == 0
 
 
 async def test_metrics_count_what_happened() -> None:

@@ -92,7 +92,7 @@ def test_the_environment_is_set_before_torch_loads() -> None:
         "import os, sys; from specrouter_level import reproducible; os.environ['OMP_WAIT_POLICY'] = 'ACTIVE';"
         "n = reproducible.prepare(); assert 'torch' not in sys.modules; assert n >= 1;"
         "assert os.environ['MKL_CBWR'].endswith(',STRICT') and os.environ['OMP_NUM_THREADS'] == str(n);"
-        "assert 'OMP_WAIT_POLICY' not in os.environ"
+        "assert 'OMP_WAIT_POLICY' not in os.environ and os.environ['GOMP_SPINCOUNT'] == str(reproducible.SPINS)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
     with pytest.raises(RuntimeError, match="before torch"):

@@ -38,9 +38,10 @@ class FakeLevel(Unimplemented):
         self.texts: dict[str, Text] = {}
         self.messages: list[pb.ExtendRequest] = []
         self.silent = False
+        self.step_ms = 0
 
     async def Describe(self, request: Any, context: Any) -> pb.DescribeResponse:  # noqa: N802  # as in the contract
-        return pb.DescribeResponse(name="x", model_digest="d", max_length=1000, engine="stub")
+        return pb.DescribeResponse(name="x", model_digest="d", max_length=1000, engine="stub", step_ms=self.step_ms)
 
     async def Extend(self, requests: Any, context: Any) -> AsyncIterator[pb.ExtendResponse]:  # noqa: N802  # as in the contract
         async for request in requests:

@@ -15,7 +15,7 @@ from fake_level import Answer, FakeLevel, a_router, run, serve, wanted
 from processes import become
 from specrouter.v1 import level_pb2 as pb
 from specrouter_core.prefix import Text
-from specrouter_router import link, parking
+from specrouter_router import link, parking, replicas
 from specrouter_router.flight import Flight
 from specrouter_router.router import Router
 from specrouter_router.seat import Seat
@@ -151,6 +151,8 @@ async def test_a_target_that_keeps_failing_is_the_error(stand: Stand) -> None:
 async def test_an_answer_that_does_not_come_in_time_is_a_failure(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "CALL_S", 0.05)
     monkeypatch.setattr(link, "TOKEN_S", 0.001)
+    monkeypatch.setattr(link, "BEAT_S", 0.02)
+    monkeypatch.setattr(replicas, "LOOK_S", 0.01)
     stand.draft.silent = True
     tokens, end = await stand.run()
     assert tokens == wanted() and end.account.lost == ["draft"]

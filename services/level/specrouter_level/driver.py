@@ -30,6 +30,7 @@ class Driver:
         self._scheduler = scheduler
         self._observe = observe
         self._running = False
+        self._began = 0.0  # when the last step did
         self._loop: asyncio.AbstractEventLoop | None = None
         self._worker = worker
 
@@ -40,6 +41,11 @@ class Driver:
     def stop(self, timeout: float) -> None:
         """End the thread; waits for the running step, at most ``timeout`` seconds."""
         self._worker.stop(timeout)
+
+    @property
+    def step_ms(self) -> int:
+        """Milliseconds that the running step has taken so far, 1 or more; 0 = none runs."""
+        return 1 + int((perf_counter() - self._began) * 1000) if self._running else 0
 
     def kick(self) -> None:
         """Start a step unless one is running."""
@@ -54,6 +60,7 @@ class Driver:
         spans = self._scheduler.form()
         self._running = bool(spans)
         if spans:
+            self._began = perf_counter()
             self._worker.do(lambda: self._work(spans))
 
     def _work(self, spans: list[Span]) -> None:
@@ -85,7 +92,8 @@ class Driver:
 
     def _burst(self) -> None:
         self._running = False
-        limit = perf_counter() + BURST_SECONDS
+        self._began = perf_counter()
+        limit = self._began + BURST_SECONDS
         while spans := self._scheduler.form():
             self._settle(spans, *self._run(spans))
             if perf_counter() > limit and self._loop is not None:

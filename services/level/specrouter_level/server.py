@@ -113,7 +113,7 @@ class LevelServer:
             self._scheduler.expire(IDLE_SECONDS)
 
     async def _describe(self, _request: bytes, _context: object) -> pb.DescribeResponse:
-        return describe(self._name, self._info, self._scheduler.draining)
+        return describe(self._name, self._info, self._scheduler.draining, self._driver.step_ms)
 
     async def _drain(self, _request: bytes, _context: object) -> pb.DrainResponse:
         self.drain.begin()
@@ -178,8 +178,8 @@ def _parse(data: bytes) -> pb.ExtendRequest | None:
         return None
 
 
-def describe(name: str, info: Info, draining: bool) -> pb.DescribeResponse:
-    """What the level is, on the wire."""
+def describe(name: str, info: Info, draining: bool, step_ms: int) -> pb.DescribeResponse:
+    """What the level is, and how it fares, on the wire."""
     return pb.DescribeResponse(
         name=name,
         model_digest=info.model_digest,
@@ -195,4 +195,5 @@ def describe(name: str, info: Info, draining: bool) -> pb.DescribeResponse:
         stop_ids=info.stop_ids,
         costs=[pb.StepCost(rows=cost.rows, microseconds=round(cost.seconds * 1e6)) for cost in info.costs],
         draining=draining,
+        step_ms=step_ms,
     )

@@ -46,7 +46,7 @@ class Flight:
     read: int = 0  # tokens that it has to read
     drawn: int = 0  # tokens that it draws at most, beyond those it checks
     sent: float = 0.0  # loop time
-    deadline: float = 0.0  # loop time
+    allowed: float = 0.0  # seconds without an answer, while the replica's engine does nothing
     patience: float = 0.0  # loop time until which it waits for a replica; 0 = it need not
     moves: int = 0  # to other replicas
     twin: Flight | None = None  # the same call, sent to another replica as well

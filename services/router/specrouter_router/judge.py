@@ -6,10 +6,10 @@ drew there too), and what its steps cost now. Sometimes its top probabilities ar
 where the target has given its own, for the similarity of the two, and of all levels that were asked about the same
 text.
 
-Bounded: a level is judged for at most ``SHARE`` of its time, by a budget that grows with time and is spent by what
-its replies say they took; one call at a time per level. The call belongs to the sequence whose text it is, so that
-the level's KV of it grows from call to call, and serves the chain should the level join it. A call of the chain
-supersedes a judging one.
+Bounded: a level is judged for at most ``SHARE`` of its time, by a budget that starts full, grows with time and is
+spent by what its replies say they took; one call at a time per level. The call belongs to the sequence whose text it
+is, so that the level's KV of it grows from call to call, and serves the chain should the level join it. A call of the
+chain supersedes a judging one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHARE = 0.04  # of a level's time
-SAVED_S = 1.0  # most seconds of it that are saved up
+SAVED_S = 1.0  # most seconds of it that are saved up, and what there is at the start, when nothing is known
 TOKENS = 16  # judged in one call
 LOOK_S = 0.02  # how often somebody is looked for
 MEMORY_S = 3.0  # over which it is said how much of the time chains use a level
@@ -80,7 +80,7 @@ class Judge:
         self._links = links
         self._metrics = metrics
         self.now = asyncio.get_running_loop().time
-        self.budgets = {name: Budget(self.now()) for name in list(links)[:-1]}
+        self.budgets = {name: Budget(self.now(), SAVED_S) for name in list(links)[:-1]}
         self._began = self.now()
         self._looked = -1e9
 

@@ -8,6 +8,11 @@ A replica that closes or resets its stream is noticed at once. One that hangs, o
 link that hears nothing for ``BEAT_S`` asks the replica what it is, and is *silent* when it has heard nothing at all
 for ``SILENT_S``. A level answers that from its event loop while its engine works in a thread, so a busy replica is
 not silent, only slow. HTTP/2's own pings end a connection that is dead, so that another can be made.
+
+Slow is not dead: the answer also says how long the running step has taken. While steps run, a call waits for its turn
+and its answer however long that takes, up to ``MAX_CALL_S``. A step that takes longer than ``STEP_S``, and ``STEPS``
+times what the replica's largest should, is taken for one that never ends: the engine *hangs*, which counts as silence
+does. A call that is left without an answer while no step runs is given up by itself.
 """
 
 from __future__ import annotations
@@ -35,11 +40,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CALL_S = 10.0  # a call's deadline: this much, for queueing and the step itself ...
-TOKEN_S = 0.05  # ... and this much for every token that the level has to feed or draw (so a prompt gets more)
-MAX_DEADLINE_S = 600.0
+CALL_S = 10.0  # a call without an answer while no step runs is given up after this much ...
+TOKEN_S = 0.05  # ... and this much for every token that the level has to feed or draw (they may be restored meanwhile)
+MAX_CALL_S = 600.0  # whatever runs
+STEP_S = 30.0
+STEPS = 8.0
 BEAT_S = 1.0
 SILENT_S = 2.5
+SILENT, HANGS = "it is silent", "its engine hangs"
 DESCRIBE_S = 5.0  # when connecting
 BACKOFF_S = (0.1, 2.0)  # pause before the next try to connect, first and longest; each is shortened by up to a half
 MAX_CALLS = 256  # in one message
@@ -73,7 +81,7 @@ class Listener(Protocol):
         """The stream broke; these calls will not be answered by it."""
 
     def asked(self, link: Link, well: bool) -> None:
-        """The replica was asked what it is, and said so, or nothing."""
+        """The replica was asked what it is, and said so, or nothing, or that its engine hangs."""
 
     def turned(self, link: Link) -> None:
         """The replica can be heard again, or is being drained."""
@@ -112,7 +120,7 @@ class Link:
         self.info: pb.DescribeResponse | None = None  # what it said when it was last reached
         self.why_down = "not reached yet"
         self.ready = False  # the stream is open
-        self.silent = False
+        self.lifeless = ""  # SILENT, HANGS, or "": it is neither
         self.draining = False
         self.leaving = False  # its address is no longer one of the level's
         self.odd = False  # much slower than others of the level
@@ -122,6 +130,9 @@ class Link:
         self.seats: set[Seat] = set()
         self.inflight: dict[int, Flight] = {}
         self.heard = 0.0  # loop time of the last sign of life
+        self._beat = 0.0  # loop time when it last said what it is
+        self._worked = 0.0  # loop time when it last said that a step runs, and none too long
+        self._step = 0.0  # seconds that the step had taken which ran then
         self.calls = 0  # answered in full
         self._outbox = _Outbox()
         self._owed: dict[str, None] = {}  # sequences to be released
@@ -145,11 +156,10 @@ class Link:
         flight.base = message.base
         flight.read = len(message.suffix) + len(message.proposals)
         flight.drawn = message.more + 1
-        allowed = min(CALL_S + TOKEN_S * (flight.read + flight.drawn), MAX_DEADLINE_S)
+        flight.allowed = CALL_S + TOKEN_S * (flight.read + flight.drawn)
         message.call = flight.number
-        message.deadline_ms = int(allowed * 1000)
+        message.deadline_ms = int(MAX_CALL_S * 1000)
         flight.sent = self._loop.time()
-        flight.deadline = flight.sent + allowed
         self._signal()
 
     def withdraw(self, flight: Flight) -> None:
@@ -169,27 +179,44 @@ class Link:
     @property
     def usable(self) -> bool:
         """Whether it would answer."""
-        return self.ready and not self.silent
+        return self.ready and not self.lifeless
 
     @property
     def trouble(self) -> str:
         """Why it is not used, in words; "" = it is."""
         if not self.ready:
             return self.why_down
-        if self.silent:
-            return "it is silent"
+        if self.lifeless:
+            return self.lifeless
         if self.draining or self.leaving:
             return "it is being drained"
         return "" if self.circuit.state == "closed" else "it failed a moment ago"
 
-    def overdue(self, now: float, *, due: bool) -> bool:
-        """Whether it has become silent. To be called often: the replica is asked what it is when needed, or ``due``."""
+    def overdue(self, now: float, *, due: bool) -> str:
+        """Why it has become lifeless; "" = it has not. To be called often: it is asked when needed, or ``due``."""
         if not self.ready:
-            return False
+            return ""
         quiet = now - self.heard
-        if (due or quiet > BEAT_S) and self._asking is None:
+        unsure = self.inflight and now - self._beat > BEAT_S  # a level that refuses calls is heard, and may hang
+        if (due or unsure or quiet > BEAT_S) and self._asking is None:
             self._asking = asyncio.create_task(self._ask(), name=f"beat {self.name}")
-        return quiet > SILENT_S and not self.silent
+        if self.lifeless:
+            return ""
+        return SILENT if quiet > SILENT_S else HANGS if self._hanging else ""
+
+    def expired(self, flight: Flight, now: float) -> bool:
+        """Whether it has left a call in flight without an answer for too long.
+
+        As of its last beat: what this process slept through is not the replica's fault.
+        """
+        idle = self._beat - max(flight.sent, self._worked)
+        return idle > flight.allowed or now - flight.sent > MAX_CALL_S
+
+    @property
+    def _hanging(self) -> bool:
+        """Whether the step that runs, or did when it was last asked, takes too long."""
+        rows = self.info.max_rows if self.info is not None else 0
+        return self._step > min(max(STEP_S, STEPS * self.tempo.step_of(rows)), MAX_CALL_S)
 
     # The stream.
 
@@ -238,8 +265,8 @@ class Link:
         except Exception as error:  # whatever happens, the link must try again
             log.exception("connecting to level %s at %s failed", self.name, self.address)
             return f"{type(error).__name__}: {error}"
-        self.ready, self.silent, self.draining, self.why_down = True, False, info.draining, ""
-        self.heard = self._loop.time()
+        self.ready, self.lifeless, self.draining, self.why_down = True, "", info.draining, ""
+        self._said(info)
         log.info("level %s at %s is connected", self.name, self.address)
         owed, self._owed = self._owed, {}
         if owed:
@@ -267,7 +294,7 @@ class Link:
         try:
             while (response := await stream.read()) is not grpc.aio.EOF:
                 self.heard = now()
-                if self.silent or response.draining is not self.draining:
+                if self.lifeless == SILENT or response.draining is not self.draining:
                     self._turn(response.draining)
                 for reply in response.replies:
                     number = reply.call
@@ -290,7 +317,7 @@ class Link:
 
     def _broke(self, why: str) -> None:
         """Hand everything back."""
-        was, self.ready, self.silent, self.why_down = self.ready, False, False, why
+        was, self.ready, self.lifeless, self.why_down = self.ready, False, "", why
         for message in self._outbox.messages:
             self._owed.update(dict.fromkeys(message.released))
         self._outbox.messages.clear()
@@ -310,9 +337,9 @@ class Link:
         well = False
         try:
             info = await self._stub.Describe(pb.DescribeRequest(), timeout=SILENT_S)
-            well = True
-            self.heard = self._loop.time()
-            if self.ready and (self.silent or info.draining is not self.draining):
+            self._said(info)
+            well = not self._hanging
+            if self.ready and ((self.lifeless and well) or info.draining is not self.draining):
                 self._turn(info.draining)
         except (grpc.aio.AioRpcError, grpc.aio.UsageError):
             pass  # silence says enough
@@ -320,10 +347,17 @@ class Link:
             self._asking = None
         self._listener.asked(self, well)
 
+    def _said(self, info: pb.DescribeResponse) -> None:
+        """It has said what it is, and how its engine fares."""
+        self.heard = self._beat = self._loop.time()
+        self._step = info.step_ms / 1000
+        if self._step and not self._hanging:
+            self._worked = self._beat
+
     def _turn(self, draining: bool) -> None:
         """It is heard again, or is being drained (which never ends but with the process)."""
-        turned = self.silent or (draining and not self.draining)
-        self.silent, self.draining = False, self.draining or draining
+        turned = bool(self.lifeless) or (draining and not self.draining)
+        self.lifeless, self.draining = "", self.draining or draining
         if turned:
             self._listener.turned(self)
 

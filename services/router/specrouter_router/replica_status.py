@@ -8,7 +8,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from specrouter_router.link import Link
+from specrouter_router.link import SILENT, Link
 from specrouter_router.replicas import Replicas
 
 
@@ -33,8 +33,8 @@ def _state(link: Link) -> str:
     """In one word."""
     if not link.ready:
         return "down"
-    if link.silent:
-        return "silent"
+    if link.lifeless:
+        return "silent" if link.lifeless == SILENT else "hanging"
     if link.draining:
         return "draining"
     if link.leaving:
@@ -61,7 +61,9 @@ class ReplicaCollector(Collector):
         step = GaugeMetricFamily("specrouter_replica_step_seconds", "Time of a step of 8 tokens", labels=by)
         queue = GaugeMetricFamily("specrouter_replica_queue_seconds", "From receipt to the first step", labels=by)
         calls = CounterMetricFamily("specrouter_replica_calls", "Calls answered in full", labels=by)
-        losses = CounterMetricFamily("specrouter_replica_losses", "Times that it was lost, or silent", labels=by)
+        losses = CounterMetricFamily(
+            "specrouter_replica_losses", "Times that it was lost, silent or hanging", labels=by
+        )
         moves = CounterMetricFamily("specrouter_replica_moves", "Sequences moved between replicas", labels=by[:1])
         hedges = CounterMetricFamily("specrouter_hedges", "Late calls sent to a second replica", labels=by[:1])
         won = CounterMetricFamily("specrouter_hedges_won", "Those that the second answered first", labels=by[:1])

@@ -134,8 +134,8 @@ class Replicas:
         for flight in self._parking.empty() if self.ready else ():
             self._go(flight)
         if link.good:
-            for other in [other for other in self.fleet.links.values() if other.silent and other.inflight]:
-                self._clear(other, "it is silent")
+            for other in [other for other in self.fleet.links.values() if other.lifeless and other.inflight]:
+                self._clear(other, other.lifeless)
         if self.ready and not was:
             self._on_ready(self.name)
 
@@ -311,7 +311,7 @@ class Replicas:
             if not flight.patient or self._choose(besides=link) is not None:
                 link.withdraw(flight)
                 self._strand(flight, why)
-            elif link.silent and not flight.patience:
+            elif link.lifeless and not flight.patience:
                 flight.patience = self._loop.time() + parking.PATIENCE_S
 
     def _strand(self, flight: Flight, why: str) -> None:
@@ -340,7 +340,7 @@ class Replicas:
         now = self._loop.time()
         several = self.count > 1
         for flight in self.inflight:
-            if flight.deadline <= now:
+            if flight.link is not None and flight.link.expired(flight, now):
                 self._late(flight, "no answer before the call's deadline", gone=False)
             elif 0 < flight.patience <= now:
                 self._late(flight, self._parking.in_vain(self.why_down), gone=True)
@@ -386,12 +386,12 @@ class Replicas:
                 seat.leave_for(there, now)
 
     def _check(self, link: Link, now: float) -> None:
-        if link.overdue(now, due=link.circuit.due(now) if link.ready else False):
-            log.warning("level %s at %s is silent", self.name, link.address)
-            link.silent = True
+        if why := link.overdue(now, due=link.circuit.due(now) if link.ready else False):
+            log.warning("level %s at %s: %s", self.name, link.address, why)
+            link.lifeless = why
             link.circuit.failed(now)
             self._look(link)
-            self._clear(link, "it is silent")
+            self._clear(link, why)
         spare = bool(self.fleet.good) or not self._vital
         if spare and (link.draining or link.leaving):
             self.fleet.empty(link)

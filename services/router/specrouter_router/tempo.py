@@ -39,12 +39,16 @@ class Tempo:
     @property
     def step(self) -> float:
         """A step's time, as last known; 0 = nothing is known."""
-        return self.curve.seconds(ROWS) if self.curve.logs else 0.0
+        return self.step_of(ROWS)
 
     @property
     def read(self) -> float:
         """Time per token of a text that it reads in large steps; 0 = nothing is known."""
-        return self.curve.seconds(LARGE) / LARGE if self.curve.logs else 0.0
+        return self.step_of(LARGE) / LARGE
+
+    def step_of(self, rows: int) -> float:
+        """Time of a step of so many tokens; 0 = nothing is known."""
+        return self.curve.seconds(rows) if self.curve.logs else 0.0
 
     def seconds(self, best: float, now: float) -> float:
         """Queue and step of a call that comes now; tends to ``best``, the level's fastest, while nothing is heard."""

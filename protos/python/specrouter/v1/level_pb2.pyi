@@ -555,6 +555,7 @@ class DescribeResponse(_message.Message):
     STOP_IDS_FIELD_NUMBER: _builtins.int
     COSTS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    STEP_MS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The level's name in its family."""
     model_digest: _builtins.str
@@ -579,6 +580,10 @@ class DescribeResponse(_message.Message):
     """bitwise, or shape (equal up to the step's shape)."""
     draining: _builtins.bool
     """It is being drained."""
+    step_ms: _builtins.int
+    """Milliseconds that the running step has taken so far, 1 or more; 0 while none runs. One that only grows is of an
+    engine that hangs.
+    """
     @_builtins.property
     def stop_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The model's own end-of-turn ids."""
@@ -604,10 +609,11 @@ class DescribeResponse(_message.Message):
         stop_ids: _abc.Iterable[_builtins.int] | None = ...,
         costs: _abc.Iterable[Global___StepCost] | None = ...,
         draining: _builtins.bool = ...,
+        step_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "device", b"device", "draining", b"draining", "dtype", b"dtype", "engine", b"engine", "exactness", b"exactness", "max_length", b"max_length", "max_rows", b"max_rows", "model_digest", b"model_digest", "name", b"name", "slots", b"slots", "stop_ids", b"stop_ids", "vocab_digest", b"vocab_digest", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "device", b"device", "draining", b"draining", "dtype", b"dtype", "engine", b"engine", "exactness", b"exactness", "max_length", b"max_length", "max_rows", b"max_rows", "model_digest", b"model_digest", "name", b"name", "slots", b"slots", "step_ms", b"step_ms", "stop_ids", b"stop_ids", "vocab_digest", b"vocab_digest", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
